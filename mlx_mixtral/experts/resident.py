@@ -1,0 +1,83 @@
+"""All experts of a layer in memory, stacked, and multiplied where they lie."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_mixtral.config import ModelConfig
+from mlx_mixtral.model.moe import swiglu
+
+
+class ResidentExperts(nn.Module):
+    """The SwiGLU experts of one layer, one array a projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        e, d, f = config.num_local_experts, config.hidden_size, config.intermediate_size
+        self.gate_proj = StackedLinear(e, d, f)
+        self.up_proj = StackedLinear(e, d, f)
+        self.down_proj = StackedLinear(e, f, d)
+        # MLX's grouped kernel, which reads an expert once for all of its tokens, wants at
+        # least four rows an expert, 16 in all, and rows sorted by expert. Fewer rows are
+        # multiplied one by one, and sorting them would only cost time.
+        self._sort_from = max(16, 4 * e)
+
+    def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
+        """x [T, D], indices [T, K] -> [T, K, D]"""
+        if indices.size < self._sort_from:
+            return self._answer(x[:, None, None], indices, False).squeeze(-2)
+        tokens, k = indices.shape
+        order = mx.argsort(indices.flatten())
+        rows = self._answer(x[order // k][:, None], indices.flatten()[order], True)
+        return rows.squeeze(-2)[mx.argsort(order)].unflatten(0, (tokens, k))
+
+    def _answer(self, x: mx.array, experts: mx.array, ordered: bool) -> mx.array:
+        gate = self.gate_proj(x, experts, ordered)
+        up = self.up_proj(x, experts, ordered)
+        return self.down_proj(swiglu(gate, up), experts, ordered)
+
+
+class StackedLinear(nn.Module):
+    """E linear maps in one array [E, out, in]; each row is multiplied by the one it names."""
+
+    def __init__(self, experts: int, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = mx.zeros((experts, n_out, n_in))
+
+    def __call__(self, x: mx.array, experts: mx.array, ordered: bool) -> mx.array:
+        """x [..., 1, in] with experts [...] -> [..., 1, out]; ordered: experts ascend."""
+        weight = self.weight.swapaxes(-1, -2)
+        return mx.gather_mm(x, weight, rhs_indices=experts, sorted_indices=ordered)
+
+    def to_quantized(self, group_size: int, bits: int, mode: str) -> QuantizedStackedLinear:
+        """An empty quantized map of the same shape, for weights to be loaded into."""
+        return QuantizedStackedLinear(self.weight.shape, group_size, bits, mode)
+
+
+class QuantizedStackedLinear(nn.Module):
+    """``StackedLinear`` in MLX's packed form: codes, and scales (and biases) a group."""
+
+    def __init__(self, shape: tuple[int, ...], group_size: int, bits: int, mode: str) -> None:
+        super().__init__()
+        self.group_size, self.bits, self.mode = group_size, bits, mode
+        experts, n_out, n_in = shape
+        self.weight = mx.zeros((experts, n_out, n_in * bits // 32), mx.uint32)
+        self.scales = mx.zeros((experts, n_out, n_in // group_size))
+        if mode == "affine":
+            self.biases = mx.zeros((experts, n_out, n_in // group_size))
+
+    def __call__(self, x: mx.array, experts: mx.array, ordered: bool) -> mx.array:
+        """x [..., 1, in] with experts [...] -> [..., 1, out]; ordered: experts ascend."""
+        return mx.gather_qmm(
+            x,
+            self.weight,
+            self.scales,
+            self.get("biases"),
+            rhs_indices=experts,
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            sorted_indices=ordered,
+        )

@@ -1,0 +1,1 @@
+"""The arithmetic of Mixtral: no paths, no dtype policy, no printing."""

@@ -1,0 +1,61 @@
+"""Grouped-query attention with rotary positions."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_mixtral.config import ModelConfig
+
+Mask = mx.array | str | None
+
+
+class Cache(Protocol):
+    """The keys and values of the tokens so far, of one layer (mlx-lm's KV caches fit)."""
+
+    offset: int
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]: ...
+
+    def make_mask(self, n: int, *, return_array: bool, window_size: int | None) -> Mask: ...
+
+
+class Attention(nn.Module):
+    """Softmax attention of H query heads over K key/value heads (H / K queries share one).
+
+    Positions turn the half-split pairs (i, i + head_dim / 2) of each query and key
+    (RoPE, Su et al. 2021, arXiv:2104.09864).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, self.head_dim = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.rope_theta = config.rope_theta
+        self.scale = self.head_dim**-0.5
+        self.q_proj = nn.Linear(d, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(d, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(d, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, d, bias=False)
+
+    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
+        """[B, L, D] -> [B, L, D]; with a cache, x continues the tokens that it holds."""
+        offset = cache.offset if cache else 0
+        q = self._rope(self._split(self.q_proj(x), self.heads), offset)
+        k = self._rope(self._split(self.k_proj(x), self.kv_heads), offset)
+        v = self._split(self.v_proj(x), self.kv_heads)
+        if cache:
+            k, v = cache.update_and_fetch(k, v)
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
+        return self.o_proj(y.swapaxes(1, 2).flatten(2))
+
+    def _split(self, x: mx.array, heads: int) -> mx.array:
+        """[B, L, heads * head_dim] -> [B, heads, L, head_dim]"""
+        return x.unflatten(-1, (heads, self.head_dim)).swapaxes(1, 2)
+
+    def _rope(self, x: mx.array, offset: int) -> mx.array:
+        return mx.fast.rope(
+            x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
+        )

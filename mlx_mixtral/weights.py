@@ -1,0 +1,386 @@
+"""A model folder's tensors under one set of names, none of them read before it is asked for.
+
+The canonical names are those of MLX's own Mixtral since May 2024: experts stacked as
+``model.layers.N.block_sparse_moe.switch_mlp.{gate,up,down}_proj.weight`` [experts, out, in],
+RoPE half-split. Also understood are Hugging Face checkpoints (one tensor an expert, or
+transformers 5's fused ``mlp.experts.gate_up_proj``) and the older MLX folders with one
+tensor an expert. All of them differ only in where the bytes lie: a canonical tensor is one
+byte range of a file, or a stack of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_mixtral.config import ModelConfig, QuantSpec, read_json
+from mlx_mixtral.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+
+# safetensors' dtype names, and numpy's type of the same width for those it has no float for.
+DTYPES: dict[str, tuple[mx.Dtype, type[np.generic]]] = {
+    "BF16": (mx.bfloat16, np.uint16),
+    "F16": (mx.float16, np.float16),
+    "F32": (mx.float32, np.float32),
+    "U32": (mx.uint32, np.uint32),
+    "U8": (mx.uint8, np.uint8),
+}
+FLOATS = (mx.bfloat16, mx.float16, mx.float32)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A contiguous byte range of a safetensors file, with a shape and dtype.
+
+    ``name`` is the file's own name of a tensor that the span covers wholly, or None for
+    a part of one.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    name: str | None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.mx_dtype.size
+
+    @property
+    def mx_dtype(self) -> mx.Dtype:
+        return DTYPES[self.dtype][0]
+
+    def part(self, start: int, shape: tuple[int, ...]) -> Span:
+        """The span of ``shape`` that begins ``start`` elements into this one."""
+        offset = self.offset + start * self.mx_dtype.size
+        return Span(self.file, self.dtype, shape, offset, None)
+
+    def read(self) -> mx.array:
+        """The values; lazily where the span is a whole tensor, else read now."""
+        if self.name is not None:
+            loaded: dict[str, mx.array] = mx.load(str(self.file), format="safetensors")  # type: ignore[assignment]
+            return loaded[self.name]
+        buffer = np.empty(self.shape, DTYPES[self.dtype][1])
+        with self.file.open("rb") as file:
+            read = os.preadv(file.fileno(), [memoryview(buffer).cast("B")], self.offset)
+        if read != self.nbytes:
+            raise ModelError(f"{self.file} ended while it was read; fetch it again")
+        return mx.array(buffer).view(self.mx_dtype)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor under its canonical name: one span, or a stack of spans of equal shape."""
+
+    name: str
+    spans: tuple[Span, ...]
+    stacked: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        inner = self.spans[0].shape
+        return (len(self.spans), *inner) if self.stacked else inner
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.spans[0].mx_dtype
+
+    @property
+    def nbytes(self) -> int:
+        return sum(span.nbytes for span in self.spans)
+
+    def read(self) -> mx.array:
+        """The whole tensor, lazily where the files allow it."""
+        if not self.stacked:
+            return self.spans[0].read()
+        return mx.stack([span.read() for span in self.spans])
+
+    def parts(self) -> list[Span]:
+        """The experts of a stacked tensor one by one; otherwise the tensor itself.
+
+        Reading part by part keeps no more than one expert in memory.
+        """
+        if self.stacked or len(self.shape) < 3:
+            return list(self.spans)
+        (span,), (experts, *inner) = self.spans, self.shape
+        size = math.prod(inner)
+        return [span.part(e * size, tuple(inner)) for e in range(experts)]
+
+
+def open_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors of an MLX folder or Hugging Face safetensors checkpoint, complete and checked.
+
+    Reads headers only. Every shape is compared with what ``config`` asks for.
+
+    Raises:
+        ModelError: a shard is missing or truncated, or a tensor is missing, unknown, given
+            twice, or of a wrong shape or dtype; the message names it.
+    """
+    found: dict[str, dict[int | None, Span]] = {}
+    for raw_name, span in _raw_tensors(folder).items():
+        for name, expert, piece in _canonical(raw_name, span, config):
+            if expert in found.setdefault(name, {}):
+                raise ModelError(f"{span.file.name}: a second tensor for {name} ({raw_name})")
+            found[name][expert] = piece
+    tensors = {name: _assemble(name, spans, config) for name, spans in found.items()}
+    check(tensors, config)
+    return tensors
+
+
+# --- names
+
+
+LAYER = r"model\.layers\.(\d+)\."
+EXPERT_PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+SINGLE_EXPERT = re.compile(
+    LAYER + r"block_sparse_moe\.experts\.(\d+)\.(w[123])\.(weight|scales|biases)"
+)
+FUSED_EXPERTS = re.compile(LAYER + r"mlp\.experts\.(gate_up_proj|down_proj)")
+MOE_ROUTER_5 = re.compile(LAYER + r"mlp\.gate\.weight")
+# Old checkpoints carry RoPE's frequencies, which follow from the configuration.
+DERIVED = re.compile(LAYER + r"self_attn\.rotary_emb\.inv_freq")
+
+
+def _canonical(
+    raw: str, span: Span, config: ModelConfig
+) -> Iterable[tuple[str, int | None, Span]]:
+    """(canonical name, expert number or None, where it lies) of one tensor of a file."""
+    if DERIVED.fullmatch(raw) or (config.tie_word_embeddings and raw.startswith("lm_head.")):
+        return
+    if match := SINGLE_EXPERT.fullmatch(raw):
+        layer, expert, w, kind = match.groups()
+        yield f"{_experts(layer)}.{EXPERT_PROJECTIONS[w]}.{kind}", int(expert), span
+    elif match := FUSED_EXPERTS.fullmatch(raw):
+        layer, projection = match.groups()
+        yield from _split_fused(f"{_experts(layer)}", projection, raw, span)
+    elif match := MOE_ROUTER_5.fullmatch(raw):
+        yield f"model.layers.{match[1]}.block_sparse_moe.gate.weight", None, span
+    else:
+        yield raw, None, span
+
+
+def _experts(layer: str) -> str:
+    return f"model.layers.{layer}.block_sparse_moe.switch_mlp"
+
+
+def _split_fused(
+    prefix: str, projection: str, raw: str, span: Span
+) -> Iterable[tuple[str, int | None, Span]]:
+    """transformers 5 stacks the experts, and gate above up: [E, 2F, D]."""
+    if projection == "down_proj":
+        yield f"{prefix}.down_proj.weight", None, span
+        return
+    if len(span.shape) != 3 or span.shape[1] % 2:
+        raise ModelError(f"{span.file.name}: {raw} has shape {list(span.shape)}, not [E, 2F, D]")
+    experts, rows, width = span.shape
+    half = rows // 2 * width
+    for e in range(experts):
+        for i, name in enumerate(("gate_proj", "up_proj")):
+            yield f"{prefix}.{name}.weight", e, span.part((2 * e + i) * half, (rows // 2, width))
+
+
+def _assemble(name: str, spans: dict[int | None, Span], config: ModelConfig) -> Tensor:
+    if set(spans) == {None}:
+        return Tensor(name, (spans[None],))
+    experts = range(config.num_local_experts)
+    if missing := [e for e in experts if e not in spans]:
+        raise ModelError(f"expert {missing[0]} of {name} is missing; fetch the model again")
+    if len(spans) != len(experts):
+        raise ModelError(f"{name} has {len(spans)} experts where config.json says {len(experts)}")
+    ordered = tuple(spans[e] for e in experts)
+    for span in ordered:
+        if (span.shape, span.dtype) != (ordered[0].shape, ordered[0].dtype):
+            raise ModelError(
+                f"{span.file.name}: an expert of {name} is {span.dtype} {list(span.shape)}, "
+                f"the first one {ordered[0].dtype} {list(ordered[0].shape)}"
+            )
+    return Tensor(name, ordered, stacked=True)
+
+
+# --- what has to be there
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every module path with weights, and the shape of its 16-bit weight."""
+    d, f, hd = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_attention_heads * hd, config.num_key_value_heads * hd
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (d,),
+        "self_attn.q_proj": (q, d),
+        "self_attn.k_proj": (kv, d),
+        "self_attn.v_proj": (kv, d),
+        "self_attn.o_proj": (d, q),
+        "post_attention_layernorm": (d,),
+    }
+    if config.is_moe:
+        e = config.num_local_experts
+        layer["block_sparse_moe.gate"] = (e, d)
+        feed_forward, stack = "block_sparse_moe.switch_mlp", (e,)
+    else:
+        feed_forward, stack = "mlp", ()
+    layer[f"{feed_forward}.gate_proj"] = (*stack, f, d)
+    layer[f"{feed_forward}.up_proj"] = (*stack, f, d)
+    layer[f"{feed_forward}.down_proj"] = (*stack, d, f)
+
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (config.vocab_size, d)}
+    for n in range(config.num_hidden_layers):
+        shapes |= {f"model.layers.{n}.{path}": shape for path, shape in layer.items()}
+    shapes["model.norm"] = (d,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head"] = (config.vocab_size, d)
+    return shapes
+
+
+def packed_shapes(shape: tuple[int, ...], spec: QuantSpec) -> dict[str, tuple[int, ...]]:
+    """The shapes of ``weight``, ``scales`` and, in affine mode, ``biases`` of a quantized matrix."""
+    *rows, width = shape
+    scales = (*rows, width // spec.group_size)
+    packed = {"weight": (*rows, width * spec.bits // 32), "scales": scales}
+    return packed | {"biases": scales} if spec.mode == "affine" else packed
+
+
+def check(tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Strict in both directions: raises ModelError for a tensor missing, left over or misshapen."""
+    wanted: set[str] = set()
+    for path, shape in expected_shapes(config).items():
+        quantized = f"{path}.scales" in tensors
+        if not quantized:
+            shapes = {"weight": shape}
+        elif config.quantization and (spec := config.quantization.of(path)):
+            shapes = packed_shapes(shape, spec)
+        else:
+            raise ModelError(f"{path} is quantized, but config.json does not say how")
+        for kind, want in shapes.items():
+            _check_one(tensors, f"{path}.{kind}", want, quantized and kind == "weight")
+        wanted |= {f"{path}.{kind}" for kind in shapes}
+    if extra := sorted(set(tensors) - wanted):
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        where = tensors[extra[0]].spans[0].file.name
+        raise ModelError(f"{where}: tensor {extra[0]} has no place in this model{more}")
+
+
+def _check_one(
+    tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], packed: bool
+) -> None:
+    if (tensor := tensors.get(name)) is None:
+        raise ModelError(f"tensor {name} is missing; the download may be incomplete")
+    file = tensor.spans[0].file.name
+    if tensor.shape != shape:
+        raise ModelError(
+            f"{file}: {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
+        )
+    kinds = (mx.uint32,) if packed else (*FLOATS, mx.uint8) if ".scales" in name else FLOATS
+    if tensor.dtype not in kinds:
+        raise ModelError(f"{file}: {name} is {tensor.dtype}, which cannot be right")
+
+
+# --- files
+
+
+def _raw_tensors(folder: Path) -> dict[str, Span]:
+    tensors: dict[str, Span] = {}
+    for file in _shards(folder):
+        for name, span in read_header(file).items():
+            if name in tensors:
+                raise ModelError(f"{name} is in {tensors[name].file.name} and in {file.name}")
+            tensors[name] = span
+    for name, shard in _index(folder).items():
+        if name not in tensors or tensors[name].file.name != shard:
+            raise ModelError(f"{shard} lacks {name}, which {INDEX} promises; fetch it again")
+    return tensors
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor name -> shard file name; empty when the folder has no index."""
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(f, str) for f in index.values()):
+        raise ModelError(f"{path} has no weight_map; fetch it again")
+    for shard in index.values():
+        if Path(shard).name != shard or shard in ("", ".", ".."):
+            raise ModelError(f"{path} points outside its folder ({shard!r}); refused")
+    return index
+
+
+def _shards(folder: Path) -> list[Path]:
+    indexed = sorted(set(_index(folder).values()))
+    if indexed:
+        files = [folder / shard for shard in indexed]
+        if missing := [f.name for f in files if not f.is_file()]:
+            raise ModelError(
+                f"{missing[0]} is missing from {folder} ({len(files) - len(missing)} of "
+                f"{len(files)} shards are there); fetch the rest"
+            )
+        return files
+    files = sorted([*folder.glob("model*.safetensors"), *folder.glob("weights*.safetensors")])
+    if not files:
+        others = [p.name for g in ("*.gguf", "*.pth", "*.pt", "*.npz", "consolidated*")
+                  for p in sorted(folder.glob(g))]  # fmt: skip
+        hint = f"it holds {others[0]}, which has to be converted" if others else "it holds none"
+        raise ModelError(f"{folder} has no safetensors weights to run: {hint}")
+    return files
+
+
+def read_header(file: Path) -> dict[str, Span]:
+    """The tensors of a safetensors file, with every size checked against the file's own.
+
+    Format: an 8-byte little-endian length, that many bytes of JSON, then the data without gaps.
+
+    Raises:
+        ModelError: the header is damaged, or the file is shorter or longer than it says.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise ModelError(_truncated(file, size, length + 8))
+            entries = json.loads(stream.read(length))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} is not a safetensors file ({error}); fetch it again") from None
+    if not isinstance(entries, dict):
+        raise ModelError(f"{file} is not a safetensors file; fetch it again")
+    entries.pop("__metadata__", None)
+    data = 8 + length
+    spans = {name: _span(file, name, entry, data) for name, entry in entries.items()}
+    end = data
+    for name, span in sorted(spans.items(), key=lambda item: item[1].offset):
+        if span.offset != end:
+            raise ModelError(f"{file}: {name} does not begin where the tensor before it ends")
+        end += span.nbytes
+    if end != size:
+        raise ModelError(_truncated(file, size, end))
+    return spans
+
+
+def _truncated(file: Path, size: int, want: int) -> str:
+    return f"{file} has {size:,} bytes where its header promises {want:,}; fetch it again"
+
+
+def _span(file: Path, name: str, entry: Any, data: int) -> Span:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, begin, end]
+        sane = all(type(n) is int and 0 <= n < 1 << 60 for n in numbers)
+    except (KeyError, TypeError, ValueError):
+        sane = False
+    if not sane:
+        raise ModelError(f"{file}: the header's entry for {name} is damaged; fetch it again")
+    if dtype not in DTYPES:
+        raise ModelError(f"{file}: {name} has dtype {dtype}, which is not supported")
+    span = Span(file, dtype, tuple(shape), data + begin, name)
+    if span.nbytes != end - begin:
+        raise ModelError(f"{file}: {name} has {end - begin} bytes, its shape asks {span.nbytes}")
+    return span
