@@ -30,7 +30,7 @@ class ResidentExperts(nn.Module):
         tokens, k = indices.shape
         order = mx.argsort(indices.flatten())
         rows = self._answer(x[order // k][:, None], indices.flatten()[order], True)
-        return rows.squeeze(-2)[mx.argsort(order)].unflatten(0, (tokens, k))
+        return mx.unflatten(rows.squeeze(-2)[mx.argsort(order)], 0, (tokens, k))
 
     def _answer(self, x: mx.array, experts: mx.array, ordered: bool) -> mx.array:
         gate = self.gate_proj(x, experts, ordered)

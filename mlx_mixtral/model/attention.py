@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
     def _split(self, x: mx.array, heads: int) -> mx.array:
         """[B, L, heads * head_dim] -> [B, heads, L, head_dim]"""
-        return x.unflatten(-1, (heads, self.head_dim)).swapaxes(1, 2)
+        return mx.unflatten(x, -1, (heads, self.head_dim)).swapaxes(1, 2)
 
     def _rope(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(

@@ -1,0 +1,34 @@
+"""The commands of ``mixtral-mlx``, one file each."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from mlx_mixtral.cli.chat import chat
+from mlx_mixtral.cli.convert import convert
+from mlx_mixtral.cli.generate import generate
+
+app = typer.Typer(
+    help="Run Mistral's mixture-of-experts models on a Mac.",
+    rich_markup_mode=None,  # rich's help costs a tenth of a second
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if show_version:
+        print(version("mlx-mixtral"))
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+app.command()(chat)
+app.command()(generate)
+app.command()(convert)
