@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_mixtral.catalog import resolve
-from mlx_mixtral.config import ModelConfig, read_config
+from mlx_mixtral.config import ModelConfig, read_config, read_json
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.experts.resident import ResidentExperts
 from mlx_mixtral.model.transformer import Transformer
@@ -27,7 +27,8 @@ FLOATS = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 class LanguageModel:
     """A loaded model with its tokenizer and chat template.
 
-    ``model`` maps token ids [B, L] to logits [B, L, vocabulary].
+    ``model`` maps token ids [B, L] to logits [B, L, vocabulary]. ``chat_temperature`` is
+    what a chat samples with unless told otherwise.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LanguageModel:
     model: Transformer
     tokenizer: Tokenizer
     template: Template
+    chat_temperature: float
 
 
 def load(
@@ -59,8 +61,9 @@ def load(
     config = read_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
     template = template_for(tokenizer, folder)
-    model = load_model(folder, config, dtype and FLOATS[dtype], progress)
-    return LanguageModel(str(name), folder, config, model, tokenizer, template)
+    model = load_model(folder, config, FLOATS[dtype] if dtype else None, progress)
+    temperature = _chat_temperature(folder)
+    return LanguageModel(str(name), folder, config, model, tokenizer, template, temperature)
 
 
 def load_model(
@@ -91,7 +94,7 @@ def load_model(
             progress(done, total)
     mx.clear_cache()
     model.freeze()
-    return model.eval()
+    return model
 
 
 def activation_dtype(stored: mx.Dtype) -> mx.Dtype:
@@ -110,6 +113,16 @@ def activation_dtype(stored: mx.Dtype) -> mx.Dtype:
 def weight_dtype(name: str, dtype: mx.Dtype) -> mx.Dtype:
     """The router is kept in float32, in which it computes; the rest in the activations' type."""
     return mx.float32 if ".block_sparse_moe.gate." in name else dtype
+
+
+def _chat_temperature(folder: Path) -> float:
+    """What generation_config.json recommends; 0.7, Mistral's own, where it says nothing."""
+    path = folder / "generation_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    if settings.get("do_sample") is False:
+        return 0.0
+    value = settings.get("temperature", 0.7)
+    return float(value) if isinstance(value, int | float) else 0.7
 
 
 def _quantize(model: Transformer, config: ModelConfig, tensors: dict[str, Tensor]) -> None:

@@ -72,7 +72,7 @@ class Span:
             return loaded[self.name]
         buffer = np.empty(self.shape, DTYPES[self.dtype][1])
         with self.file.open("rb") as file:
-            read = os.preadv(file.fileno(), [memoryview(buffer).cast("B")], self.offset)
+            read = os.preadv(file.fileno(), [buffer.data.cast("B")], self.offset)
         if read != self.nbytes:
             raise ModelError(f"{self.file} ended while it was read; fetch it again")
         return mx.array(buffer).view(self.mx_dtype)
@@ -151,9 +151,7 @@ MOE_ROUTER_5 = re.compile(LAYER + r"mlp\.gate\.weight")
 DERIVED = re.compile(LAYER + r"self_attn\.rotary_emb\.inv_freq")
 
 
-def _canonical(
-    raw: str, span: Span, config: ModelConfig
-) -> Iterable[tuple[str, int | None, Span]]:
+def _canonical(raw: str, span: Span, config: ModelConfig) -> Iterable[tuple[str, int | None, Span]]:
     """(canonical name, expert number or None, where it lies) of one tensor of a file."""
     if DERIVED.fullmatch(raw) or (config.tie_word_embeddings and raw.startswith("lm_head.")):
         return
@@ -222,12 +220,13 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "self_attn.o_proj": (d, q),
         "post_attention_layernorm": (d,),
     }
+    stack: tuple[int, ...] = ()
     if config.is_moe:
         e = config.num_local_experts
         layer["block_sparse_moe.gate"] = (e, d)
         feed_forward, stack = "block_sparse_moe.switch_mlp", (e,)
     else:
-        feed_forward, stack = "mlp", ()
+        feed_forward = "mlp"
     layer[f"{feed_forward}.gate_proj"] = (*stack, f, d)
     layer[f"{feed_forward}.up_proj"] = (*stack, f, d)
     layer[f"{feed_forward}.down_proj"] = (*stack, d, f)
@@ -242,7 +241,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def packed_shapes(shape: tuple[int, ...], spec: QuantSpec) -> dict[str, tuple[int, ...]]:
-    """The shapes of ``weight``, ``scales`` and, in affine mode, ``biases`` of a quantized matrix."""
+    """The shapes of a quantized matrix: ``weight``, ``scales`` and, in affine mode, ``biases``."""
     *rows, width = shape
     scales = (*rows, width // spec.group_size)
     packed = {"weight": (*rows, width * spec.bits // 32), "scales": scales}

@@ -16,7 +16,8 @@ Experts = Callable[[mx.array, mx.array], mx.array]
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """SiLU(gate) * up (Shazeer 2020, arXiv:2002.05202)."""
-    return nn.silu(gate) * up
+    activated: mx.array = nn.silu(gate)
+    return activated * up
 
 
 def route(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:

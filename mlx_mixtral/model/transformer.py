@@ -82,9 +82,10 @@ class Transformer(nn.Module):
 
     def head(self, hidden: mx.array) -> mx.array:
         """Hidden states [..., D] -> logits [..., vocabulary]."""
-        if self.config.tie_word_embeddings:
-            return self.model.embed_tokens.as_linear(hidden)
-        return self.lm_head(hidden)
+        tied = self.config.tie_word_embeddings
+        project = self.model.embed_tokens.as_linear if tied else self.lm_head
+        logits: mx.array = project(hidden)
+        return logits
 
     def _mask(self, length: int) -> Mask:
         window = self.config.sliding_window

@@ -1,0 +1,41 @@
+"""What generation takes from mlx-lm: its KV caches, its logit filters and its penalties.
+
+mlx-lm is imported here alone and only on use: it takes over a second, most of it in
+transformers, and on import it lowers the limit of open files, the hard one too, which
+a process cannot raise again.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def _open_file_limit_kept() -> Iterator[None]:
+    setrlimit = resource.setrlimit
+    resource.setrlimit = lambda *_: None
+    try:
+        yield
+    finally:
+        resource.setrlimit = setrlimit
+
+
+with _open_file_limit_kept():
+    from mlx_lm.models.cache import KVCache, RotatingKVCache
+    from mlx_lm.sample_utils import (
+        apply_min_p,
+        apply_top_k,
+        apply_top_p,
+        make_logits_processors,
+    )
+
+__all__ = [
+    "KVCache",
+    "RotatingKVCache",
+    "apply_min_p",
+    "apply_top_k",
+    "apply_top_p",
+    "make_logits_processors",
+]

@@ -1,0 +1,137 @@
+"""How the next token is chosen."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_mixtral.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of one answer.
+
+    Attributes:
+        max_tokens: the longest answer; None: until the context is full.
+        temperature: 0 takes the likeliest token always; 1 samples the model's distribution.
+        top_p: sample from the likeliest tokens that together have this probability; 1: off.
+        top_k: sample from the k likeliest tokens; 0: off.
+        min_p: drop tokens less likely than this share of the likeliest one's; 0: off.
+        repetition_penalty: divides positive (multiplies negative) logits of the last
+            ``repetition_window`` tokens (Keskar et al. 2019, arXiv:1909.05858); 1: off.
+        repetition_window: how many tokens back, prompt included, the penalty looks.
+        logit_bias: added to the logit of each token id.
+        seed: the same seed, settings and prompt give the same answer; None: a new one
+            each time, reported with the answer.
+        stop: texts that end the answer; they are not part of it.
+
+    The order is mlx-lm's: bias, penalty, top-p, min-p, top-k, then temperature.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 64
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is None and name in ("max_tokens", "seed"):
+                continue
+            number = isinstance(value, int if name in WHOLE else int | float)
+            if not number or isinstance(value, bool) or not low <= value <= high:
+                kind = "an integer" if name in WHOLE else "a number"
+                reach = f"from {low:g} to {high:g}" if high < math.inf else f"from {low:g}"
+                raise UsageError(f"{name} has to be {kind} {reach}, not {value!r}")
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise UsageError(f"stop takes texts of at least one character, not {self.stop!r}")
+        for token, bias in self.logit_bias.items():
+            if not isinstance(token, int) or token < 0 or not math.isfinite(bias):
+                raise UsageError(f"logit_bias maps token ids to numbers, not {token!r} to {bias!r}")
+
+    @classmethod
+    def of(cls, **settings: Any) -> Sampling:
+        """From keywords; UsageError for one that does not exist."""
+        known = [f.name for f in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise UsageError(f"unknown setting {name!r}; there are {', '.join(known)}")
+        return cls(**settings)
+
+
+WHOLE = ("max_tokens", "top_k", "repetition_window", "seed")
+RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, math.inf),
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (0, math.inf),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "repetition_window": (1, math.inf),
+    "seed": (0, 2**63 - 1),
+}
+
+
+class Sampler:
+    """Chooses tokens one after another; never waits for the device.
+
+    It carries its own random key: what else runs in the process does not change its choices.
+    """
+
+    def __init__(self, settings: Sampling, prompt: Sequence[int]) -> None:
+        from mlx_mixtral.generation import borrowed
+
+        self.settings = settings
+        self.seed = secrets.randbits(31) if settings.seed is None else settings.seed
+        self._key = mx.random.key(self.seed)
+        self._filters = borrowed
+        penalty = settings.repetition_penalty
+        self._processors = borrowed.make_logits_processors(
+            logit_bias=dict(settings.logit_bias),
+            repetition_penalty=None if penalty == 1 else penalty,
+            repetition_context_size=settings.repetition_window,
+        )
+        self._recent = mx.array(list(prompt)[-settings.repetition_window :], mx.int32)
+
+    def __call__(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """Logits [1, V] -> the token [1] and its log-probability [1] under the model itself."""
+        logits = logits.astype(mx.float32)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        token = self._choose(logits, logprobs)
+        if self._processors:
+            recent = mx.concatenate([self._recent, token.astype(mx.int32)])
+            self._recent = recent[-self.settings.repetition_window :]
+        return token, mx.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+
+    def _choose(self, logits: mx.array, logprobs: mx.array) -> mx.array:
+        s = self.settings
+        if self._processors:
+            for process in self._processors:
+                # A copy, since mlx-lm's penalty writes into the array that it is given.
+                logits = process(self._recent, mx.array(logits))
+            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        if s.temperature == 0:
+            return mx.argmax(logprobs, axis=-1)
+        if 0 < s.top_p < 1:
+            logprobs = self._filters.apply_top_p(logprobs, s.top_p)
+        if s.min_p > 0:
+            logprobs = self._filters.apply_min_p(logprobs, s.min_p)
+        if 0 < s.top_k < logprobs.shape[-1]:
+            logprobs = self._filters.apply_top_k(logprobs, s.top_k)
+        self._key, now = mx.random.split(self._key)
+        return mx.random.categorical(logprobs / s.temperature, key=now)

@@ -1,0 +1,204 @@
+"""Text in, text out: ``generate`` whole, ``stream`` piece by piece."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from mlx_mixtral.errors import ContextError, UsageError
+from mlx_mixtral.generation.loop import generate_tokens
+from mlx_mixtral.generation.prompt_cache import PromptCache
+from mlx_mixtral.generation.sampling import Sampler, Sampling
+from mlx_mixtral.generation.stops import StopStrings
+
+if TYPE_CHECKING:
+    from mlx_mixtral.load import LanguageModel
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an answer took.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt, ``cached_tokens`` of them known before.
+        completion_tokens: tokens of the answer, without the one that ended it.
+        ttft_s: seconds until the first token.
+        prompt_tps: new tokens of the prompt a second.
+        generation_tps: tokens a second after the first one; 0 for fewer than two.
+        peak_memory_bytes: the most memory that MLX's arrays took, weights included.
+        seed: repeats the answer.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    ttft_s: float
+    prompt_tps: float
+    generation_tps: float
+    peak_memory_bytes: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token's worth of an answer.
+
+    Attributes:
+        text: empty while a character is incomplete or a stop string possible.
+        token: its id; None when the answer was interrupted before its first token.
+        logprob: natural logarithm of its probability under the model, before sampling.
+        finish_reason: None but at the end: "stop" (end token or stop string), "length"
+            (max_tokens or the context reached), "interrupted".
+        stats: None but at the end.
+    """
+
+    text: str
+    token: int | None
+    logprob: float
+    finish_reason: str | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer; prints as its text. ``tokens`` are without the end token."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    stats: Stats
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def generate(lm: LanguageModel, prompt: str | Sequence[int], **sampling: Any) -> Completion:
+    """The answer to a prompt.
+
+    Args:
+        lm: from ``load``.
+        prompt: text to continue as it is (no chat template), or token ids, such as
+            ``lm.template.encode(messages)``.
+        sampling: fields of ``Sampling``, such as ``max_tokens=100, temperature=0.7``.
+
+    Raises:
+        UsageError: an empty prompt, an id outside the vocabulary, or a bad setting.
+        ContextError: the prompt fills the model's context.
+    """
+    return collect(lm, stream(lm, prompt, **sampling))
+
+
+def stream(lm: LanguageModel, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Piece]:
+    """As ``generate``, one piece a token. Errors are raised at once, not at the first piece."""
+    ids = lm.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) and prompt else prompt
+    return answer(lm, list(ids), Sampling.of(**sampling), PromptCache(lm.config))  # type: ignore[arg-type]
+
+
+def collect(lm: LanguageModel, pieces: Iterator[Piece]) -> Completion:
+    """The completion that pieces make up."""
+    said = list(pieces)
+    last = said[-1]
+    if last.finish_reason is None or last.stats is None:
+        raise ValueError("the stream was cut before its last piece")
+    tokens = [p.token for p in said if p.token is not None]
+    if last.finish_reason == "stop" and tokens[-1] in lm.tokenizer.stop_ids:
+        tokens.pop()
+    return Completion("".join(p.text for p in said), tokens, last.finish_reason, last.stats)
+
+
+def answer(
+    lm: LanguageModel,
+    prompt: list[int],
+    settings: Sampling,
+    cache: PromptCache,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator[Piece]:
+    """Check a prompt, then stream its answer, reusing and extending ``cache``.
+
+    Args:
+        interrupted: asked at every step; true makes the present piece the last.
+    """
+    limit, vocab = lm.config.max_position_embeddings, lm.config.vocab_size
+    if not prompt:
+        raise UsageError("the prompt is empty; give some text")
+    if bad := [i for i in (*prompt, *settings.logit_bias) if not 0 <= i < vocab]:
+        raise UsageError(f"token id {bad[0]} is outside the vocabulary of {vocab}")
+    if len(prompt) >= limit:
+        raise ContextError(
+            f"the prompt has {len(prompt)} tokens and the model's context holds {limit}, "
+            "the answer included; shorten it"
+        )
+    return _answer(lm, prompt, settings, cache, interrupted)
+
+
+def _answer(
+    lm: LanguageModel,
+    prompt: list[int],
+    settings: Sampling,
+    cache: PromptCache,
+    interrupted: Callable[[], bool],
+) -> Iterator[Piece]:
+    room = lm.config.max_position_embeddings - len(prompt)
+    most = min(settings.max_tokens or room, room)
+    cached = cache.reuse(prompt)
+    sampler = Sampler(settings, prompt)
+    clock = _Clock(len(prompt), cached, sampler.seed)
+    detokenizer, stops = lm.tokenizer.detokenizer(), StopStrings(settings.stop)
+    steps = generate_tokens(lm.model, cache, prompt, sampler, most, interrupted)
+    try:
+        for step in steps:
+            clock.tick()
+            ended = step.token in lm.tokenizer.stop_ids
+            text = stops.push("" if ended else detokenizer.push(step.token))
+            reason = _reason(ended or stops.stopped, clock.steps == most, interrupted())
+            if reason:
+                text += stops.push(detokenizer.flush()) + stops.flush()
+                stats = clock.stats(clock.steps - ended)
+                yield Piece(text, step.token, step.logprob, reason, stats)
+                return
+            yield Piece(text, step.token, step.logprob)
+    finally:
+        steps.close()  # type: ignore[attr-defined]
+    yield Piece("", None, 0.0, "interrupted", clock.stats(0))
+
+
+def _reason(stopped: bool, full: bool, interrupted: bool) -> str | None:
+    if stopped:
+        return "stop"
+    if full:
+        return "length"
+    return "interrupted" if interrupted else None
+
+
+class _Clock:
+    """Times the first step and those after it."""
+
+    def __init__(self, prompt_tokens: int, cached_tokens: int, seed: int) -> None:
+        self.prompt_tokens, self.cached_tokens, self.seed = prompt_tokens, cached_tokens, seed
+        self.steps = 0
+        mx.reset_peak_memory()
+        self._start = self._first = self._last = time.perf_counter()
+
+    def tick(self) -> None:
+        self._last = time.perf_counter()
+        if not self.steps:
+            self._first = self._last
+        self.steps += 1
+
+    def stats(self, completion_tokens: int) -> Stats:
+        prefill, decode = self._first - self._start, self._last - self._first
+        new = self.prompt_tokens - self.cached_tokens
+        return Stats(
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            completion_tokens=completion_tokens,
+            ttft_s=prefill,
+            prompt_tps=new / prefill if prefill else 0.0,
+            generation_tps=(self.steps - 1) / decode if decode else 0.0,
+            peak_memory_bytes=mx.get_peak_memory(),
+            seed=self.seed,
+        )
