@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlx_mixtral.chat import Chat
     from mlx_mixtral.generation.text import generate, stream
-    from mlx_mixtral.load import load
+    from mlx_mixtral.loading import load
 
 __all__ = ["Chat", "generate", "load", "stream"]
 
 _HOME = {
     "Chat": "mlx_mixtral.chat",
     "generate": "mlx_mixtral.generation.text",
-    "load": "mlx_mixtral.load",
+    "load": "mlx_mixtral.loading",
     "stream": "mlx_mixtral.generation.text",
 }
 

@@ -16,7 +16,7 @@ from mlx_mixtral.errors import MixtralError, UsageError
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampling
 from mlx_mixtral.generation.text import Completion, Piece, answer, collect
-from mlx_mixtral.load import LanguageModel
+from mlx_mixtral.loading import LanguageModel
 
 Message = dict[str, str]
 

@@ -13,6 +13,7 @@ from mlx_mixtral.errors import UsageError
 
 if TYPE_CHECKING:
     from mlx_mixtral.generation.text import Piece
+    from mlx_mixtral.loading import LanguageModel
 
 
 @takes_sampling
@@ -21,7 +22,9 @@ def generate(
     model: ModelName = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="Default: the whole of standard input."),
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT", help="Default: the whole of standard input."
+        ),
     ] = None,
     system: SystemPrompt = None,
     raw: Annotated[
@@ -36,16 +39,17 @@ def generate(
     The answer goes to standard output as it comes.
     """
     from mlx_mixtral.cli.loading import load_model
-    from mlx_mixtral.generation.text import stream
 
     if raw and system is not None:
         raise UsageError("--raw has no place for --system; put it into the prompt")
     text = _prompt(prompt)
     messages = _messages(text.rstrip("\n"), system)
     lm = load_model(model)
+    from mlx_mixtral.generation.text import stream
+
     pieces = stream(lm, text if raw else lm.template.encode(messages), **sampling)
     if as_json:
-        _print_json(pieces)
+        _print_json(lm, pieces)
     else:
         _print_text(pieces)
 
@@ -80,9 +84,9 @@ def _print_text(pieces: Iterator["Piece"]) -> None:
     print()
 
 
-def _print_json(pieces: Iterator["Piece"]) -> None:
-    texts = []
-    for piece in pieces:
-        texts.append(piece.text)
-    record = {"text": "".join(texts), "finish_reason": piece.finish_reason}
-    print(json.dumps(record | dataclasses.asdict(piece.stats), ensure_ascii=False))
+def _print_json(lm: "LanguageModel", pieces: Iterator["Piece"]) -> None:
+    from mlx_mixtral.generation.text import collect
+
+    answer = collect(lm, pieces)
+    record = {"text": answer.text, "finish_reason": answer.finish_reason}
+    print(json.dumps(record | dataclasses.asdict(answer.stats), ensure_ascii=False))

@@ -2,12 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlx_mixtral.load import LanguageModel
+    from mlx_mixtral.loading import LanguageModel
 
 DEMO_NOTE = (
     "no model is installed, so this is the demo, a toy that knows little; "
@@ -17,26 +17,29 @@ DEMO_NOTE = (
 
 def load_model(name: str | None) -> "LanguageModel":
     """The model of this name, else the one installed last, else the demo."""
-    from mlx_mixtral.catalog import default_name
+    from mlx_mixtral.catalog import DEMO, default_name
 
     if name is None:
         name = default_name()
-        if name == "demo":
+        if name == DEMO:
             print(DEMO_NOTE, file=sys.stderr)
-    with waiting(f"loading {name}"):
-        from mlx_mixtral.load import load
+    with progress_bar(f"loading {name}") as advance:
+        from mlx_mixtral.loading import load
 
-        return load(name)
+        return load(name, progress=advance)
 
 
 @contextmanager
-def waiting(for_what: str) -> Iterator[None]:
-    """A spinner on standard error, where that is a terminal."""
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of bytes done on standard error while this runs, where that is a terminal."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield
+        yield None
         return
     from rich.console import Console
     from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
-    with Console(stderr=True).status(escape(for_what)):
-        yield
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -12,22 +12,29 @@ from mlx_mixtral.errors import UsageError
 ModelName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A model's folder or installed name, or demo. Default: the one installed last.",
         show_default=False,
     ),
 ]
 SystemPrompt = Annotated[
-    str | None, typer.Option("--system", help="Instructions that stand before the conversation.")
+    str | None,
+    typer.Option(
+        "--system", metavar="TEXT", help="Instructions that stand before the conversation."
+    ),
 ]
 
 
 def sampling_options(
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer, in tokens. Default: until the context is full.")
+        int | None,
+        typer.Option(help="Longest answer, in tokens. Default: until the context is full."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 always takes the likeliest token.")
+        float | None,
+        typer.Option(
+            help="0 takes the likeliest token. Default: 0; in chat, what suits the model."
+        ),
     ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Keep the likeliest tokens that make up this probability.")
@@ -40,7 +47,8 @@ def sampling_options(
         float | None, typer.Option(help="Above 1: tokens said lately become less likely.")
     ] = None,
     logit_bias: Annotated[
-        list[str] | None, typer.Option(metavar="ID=BIAS", help="Add to a token's logit. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="ID=BIAS", help="Add to a token's logit. Repeatable."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     stop: Annotated[

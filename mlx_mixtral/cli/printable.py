@@ -1,7 +1,7 @@
 """Text that a terminal only shows and never obeys."""
 
 _PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}  # ESC becomes ␛
-_C1 = {code: 0xFFFD for code in range(0x80, 0xA0)}
+_C1 = dict.fromkeys(range(128, 160), 65533)
 _SHOWN = _PICTURES | _C1 | {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): None}
 
 

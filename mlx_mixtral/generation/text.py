@@ -16,7 +16,7 @@ from mlx_mixtral.generation.sampling import Sampler, Sampling
 from mlx_mixtral.generation.stops import StopStrings
 
 if TYPE_CHECKING:
-    from mlx_mixtral.load import LanguageModel
+    from mlx_mixtral.loading import LanguageModel
 
 
 @dataclass(frozen=True)

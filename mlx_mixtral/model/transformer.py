@@ -45,7 +45,8 @@ class Layers(nn.Module):
         x = self.embed_tokens(ids)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, mask, cache)
-        return self.norm(x)
+        normed: mx.array = self.norm(x)
+        return normed
 
 
 class Transformer(nn.Module):
