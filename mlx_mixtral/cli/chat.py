@@ -1,0 +1,45 @@
+"""``mixtral-mlx chat``: a conversation."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from mlx_mixtral.cli.options import ModelName, SystemPrompt, takes_sampling
+
+
+@takes_sampling
+def chat(
+    sampling: dict[str, Any],
+    model: ModelName = None,
+    system: SystemPrompt = None,
+    no_markdown: Annotated[
+        bool, typer.Option("--no-markdown", help="Show answers as they are written.")
+    ] = False,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Do not remember what is typed here.")
+    ] = False,
+) -> None:
+    """Talk with a model.
+
+    In a terminal, /help lists the commands. Otherwise each line of standard input is one
+    turn (also a line that starts with /), empty lines are skipped, and standard output
+    gets the answers alone.
+    """
+    from mlx_mixtral.cli.input_text import checked, read_lines
+    from mlx_mixtral.cli.loading import load_model
+
+    if system is not None:
+        checked(system, "the system prompt")
+    lm = load_model(model)
+    from mlx_mixtral.chat import Chat
+
+    conversation = Chat(lm, system=system, **sampling)
+    if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+        from mlx_mixtral.cli.chat_terminal import ChatTerminal
+
+        ChatTerminal(lm, conversation, markdown=not no_markdown, history=not no_history).run()
+    else:
+        from mlx_mixtral.cli.chat_piped import answer_lines
+
+        answer_lines(conversation, read_lines(), sys.stdout)

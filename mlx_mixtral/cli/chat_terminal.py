@@ -1,0 +1,145 @@
+"""A conversation in a terminal: read, answer, repeat."""
+
+import signal
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from mlx_mixtral.chat import Chat
+from mlx_mixtral.cli.answer_view import AnswerView, MarkdownView, PlainView
+from mlx_mixtral.cli.chat_commands import run_command
+from mlx_mixtral.cli.chat_prompt import QUOTES, ChatPrompt
+from mlx_mixtral.cli.markdown import THEME
+from mlx_mixtral.cli.printable import printable
+from mlx_mixtral.errors import MixtralError
+
+if TYPE_CHECKING:
+    from mlx_mixtral.generation.text import Piece
+    from mlx_mixtral.loading import LanguageModel
+
+
+class ChatTerminal:
+    """The state that the commands act on, and the loop."""
+
+    def __init__(
+        self, lm: "LanguageModel", chat: Chat, *, markdown: bool = True, history: bool = True
+    ) -> None:
+        self.lm = lm
+        self.chat = chat
+        self.markdown = markdown
+        self.attached: list[tuple[str, str]] = []  # (file name, text) for the next message
+        self.file: Path | None = None  # where this conversation was saved or came from
+        self.open = True
+        self._name = Path(lm.name).name or lm.path.name
+        self._console = Console(theme=THEME, highlight=False)
+        self._prompt = ChatPrompt(status=self._status, history=history)
+
+    def run(self) -> None:
+        limit = self.chat.context_limit
+        self.tell(f"{self._name}, {limit:,} tokens of context. /help lists the commands.")
+        while self.open:
+            try:
+                text = self._prompt.read(len(self.attached))
+            except EOFError:
+                return
+            try:
+                self._act_on(text)
+            except MixtralError as error:
+                self.complain(str(error))
+            except OSError as error:
+                self.complain(f"{error.filename or 'output'}: {error.strerror}")
+
+    def tell(self, text: str) -> None:
+        """Something that is not the model's."""
+        self._console.print(printable(text), style="dim", markup=False)
+
+    def complain(self, text: str) -> None:
+        self._console.print(f"error: {printable(text)}", style="red", markup=False)
+
+    def answer(self, pieces: Iterator["Piece"]) -> None:
+        """Show an answer as it comes; Ctrl-C ends it, a second Ctrl-C at once."""
+        dropped = self.chat.dropped
+        reason: str | None = None
+        self._console.print()
+        view: AnswerView = (MarkdownView if self._can_redraw else PlainView)(self._console)
+        try:
+            with closing(pieces), _keys_unechoed(), _interrupt_stops(self.chat):  # type: ignore[type-var]
+                for piece in pieces:
+                    view.push(piece.text)
+                    reason = piece.finish_reason
+        except KeyboardInterrupt:
+            reason = "interrupted"  # the conversation has kept what was said
+        finally:
+            view.finish()
+        self._console.print()
+        if reason == "interrupted":
+            self.tell("Stopped.")
+        if reason == "length":
+            self.tell("The answer ends at its length limit; see /show settings.")
+        if self.chat.dropped > dropped:
+            self.tell(f"The context is full: the {self.chat.dropped} oldest turns are left out.")
+
+    @property
+    def _can_redraw(self) -> bool:
+        return self.markdown and not self._console.is_dumb_terminal
+
+    def _act_on(self, text: str) -> None:
+        if text.startswith("/"):
+            run_command(self, text)
+        elif message := self._with_files(unquoted(text)):
+            pieces = self.chat.stream(message)
+            self.attached.clear()
+            self.answer(pieces)
+
+    def _with_files(self, text: str) -> str:
+        parts = [f"{name}:\n\n{content}" for name, content in self.attached] + [text]
+        return "\n\n".join(parts).strip()
+
+    def _status(self) -> str:
+        chat = self.chat
+        parts = [self._name, f"{chat.context_used:,} of {chat.context_limit:,} tokens"]
+        if chat.last is not None:
+            stats = chat.last.stats
+            parts += [f"{stats.generation_tps:.1f} tok/s", f"first token {stats.ttft_s:.2f} s"]
+        return printable("  ".join(parts))
+
+
+def unquoted(text: str) -> str:
+    """A message without the triple quotes that let it span lines."""
+    text = text.strip()
+    if text.startswith(QUOTES):
+        text = text.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
+    return text
+
+
+@contextmanager
+def _interrupt_stops(chat: Chat) -> Iterator[None]:
+    """The first Ctrl-C ends the answer after its current token, the next one interrupts."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        chat.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _keys_unechoed() -> Iterator[None]:
+    """Keys typed meanwhile stay out of the answer; the next prompt finds them."""
+    before = termios.tcgetattr(sys.stdin)
+    quiet = termios.tcgetattr(sys.stdin)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
