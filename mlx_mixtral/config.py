@@ -18,6 +18,10 @@ MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "nvfp4": ((4,), (16,)),
 }
 
+# Far above every release. A damaged or hostile config.json should not cost memory.
+LARGEST = 1 << 24
+MOST_PARTS = 1024
+
 
 @dataclass(frozen=True)
 class QuantSpec:
@@ -28,7 +32,7 @@ class QuantSpec:
     mode: str = "affine"
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
+        if not isinstance(self.mode, str) or self.mode not in MODES:
             raise ModelError(
                 f"quantization mode {self.mode!r} is unknown; MLX has {', '.join(MODES)}"
             )
@@ -112,8 +116,11 @@ class ModelConfig:
             "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
         ]  # fmt: skip
         for name in positive:
-            if (value := getattr(self, name)) < 1:
-                raise ModelError(f"config: {name} is {value}; it has to be at least 1")
+            if not 1 <= (value := getattr(self, name)) <= LARGEST:
+                raise ModelError(f"config: {name} is {value}; it has to be 1 to {LARGEST}")
+        for name in ("num_hidden_layers", "num_local_experts"):
+            if (value := getattr(self, name)) > MOST_PARTS:
+                raise ModelError(f"config: {name} is {value}; no Mistral model has so many")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
                 f"config: {self.num_attention_heads} attention heads cannot share "
@@ -149,7 +156,6 @@ class ModelConfig:
         _refuse_unsupported(raw)
         heads = _integer(raw, "num_attention_heads")
         hidden = _integer(raw, "hidden_size")
-        eos = raw.get("eos_token_id", 2)
         return cls(
             vocab_size=_integer(raw, "vocab_size"),
             hidden_size=hidden,
@@ -168,15 +174,15 @@ class ModelConfig:
             num_experts_per_tok=_integer(raw, "num_experts_per_tok", 2),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             bos_token_id=_integer(raw, "bos_token_id", 1),
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else (2 if eos is None else eos,),
+            eos_token_ids=_eos(raw),
             quantization=_quantization(raw),
         )  # fmt: skip
 
     @classmethod
     def from_params(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """From Mistral's own params.json, as released with the magnet links."""
-        moe = raw.get("moe")
-        window = raw.get("sliding_window")
+        moe = _mapping(raw, "moe")
+        window = _integer(raw, "sliding_window", 0)
         return cls(
             vocab_size=_integer(raw, "vocab_size", 32000),
             hidden_size=_integer(raw, "dim"),
@@ -248,7 +254,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ModelError when it is anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}); fetch it again") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} does not hold a JSON object; fetch it again")
@@ -265,18 +271,34 @@ def _integer(raw: Mapping[str, Any], key: str, default: int | None = None) -> in
     return value
 
 
+def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = raw.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ModelError(f"{key} is {value!r}, not a JSON object")
+    return value
+
+
+def _eos(raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """One end token, or a list of them; </s> where none is named."""
+    value = raw.get("eos_token_id")
+    listed = value if isinstance(value, list) else [2 if value is None else value]
+    if not listed or any(type(token) is not int for token in listed):
+        raise ModelError(f"eos_token_id is {value!r}, not a token id or a list of them")
+    return tuple(listed)
+
+
 def _number(raw: Mapping[str, Any], key: str, default: float) -> float:
     value = raw.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ModelError(f"{key} is {value!r}, not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise ModelError(f"{key} is {value!r}, not a positive number")
     return float(value)
 
 
 def _rope_theta(raw: Mapping[str, Any], default: float) -> float:
     """transformers 5 nests it in rope_parameters, older versions have it at the top."""
-    nested = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or {}
+    nested = _mapping(raw, "rope_parameters")
+    scaling = _mapping(raw, "rope_scaling")
     for settings in (nested, scaling):
         kind = settings.get("rope_type", settings.get("type", "default"))
         if kind != "default":
@@ -294,8 +316,8 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
 
 
 def _quantization(raw: Mapping[str, Any]) -> Quantization | None:
-    foreign = (raw.get("quantization_config") or {}).get("quant_method")
-    if foreign:
+    copy = _mapping(raw, "quantization_config")
+    if foreign := copy.get("quant_method"):
         raise ModelError(f"the weights are quantized by {foreign!r}, which is not MLX's format")
-    settings = raw.get("quantization") or raw.get("quantization_config")
+    settings = _mapping(raw, "quantization") or copy
     return Quantization.from_dict(settings) if settings else None
