@@ -21,10 +21,11 @@ class StopStrings:
         if self.stopped or not text:
             return ""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
         if found:
+            # The one complete first: so it does not matter how the text came in pieces.
             self.stopped = True
-            return self._held[: min(found)]
+            return self._held[: min(found)[1]]
         keep = self._undecided()
         passed, self._held = (
             self._held[: len(self._held) - keep],

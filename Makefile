@@ -1,0 +1,49 @@
+# make chat    a chat with the embedded demo model (creates the environment on first use)
+# make test    everything: format, lint, types, tests
+# make check   format, lint and types only
+# make bench   this program against mlx-lm on the same weights, in one run
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first of these that is new enough; PYTHON=... chooses another.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14,$(shell $(p) -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print("$(p)")' 2>/dev/null)))
+
+.PHONY: chat test check bench format clean
+
+chat: $(VENV)/ready
+	@$(BIN)/mixtral-mlx chat demo
+
+test: check
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/ready-dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/ready
+	@$(BIN)/python -m mlx_mixtral.lab.bench
+
+format: $(VENV)/ready-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+# Installing is quiet and speaks on standard error, so that `echo hello | make chat` prints
+# the answer alone.
+$(VENV)/ready: pyproject.toml
+ifeq ($(PYTHON),)
+	@echo 'error: this needs Python 3.11 or newer, and there is none on the PATH; install one' \
+	  '(python.org, or: brew install python@3.13) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2
+	@exit 1
+endif
+	@echo 'Installing into $(VENV) (once, about a minute) ...' >&2
+	@$(PYTHON) -m venv $(VENV) >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . >&2
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' >&2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,21 @@
+"""What several test files share: the embedded demo model, loaded once."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_mixtral.loading import LanguageModel, load
+
+
+@pytest.fixture(scope="session")
+def demo() -> LanguageModel:
+    return load("demo")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_installed_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests see no model that the person running them has installed."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXTRAL_MLX_HOME", str(home))
+        yield
