@@ -35,7 +35,10 @@ DTYPES: dict[str, tuple[mx.Dtype, type[np.generic]]] = {
     "U32": (mx.uint32, np.uint32),
     "U8": (mx.uint8, np.uint8),
 }
-FLOATS = (mx.bfloat16, mx.float16, mx.float32)
+FLOATS: tuple[mx.Dtype, ...] = (mx.bfloat16, mx.float16, mx.float32)
+
+# The longest header that the format's own reader takes.
+LONGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def open_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
 LAYER = r"model\.layers\.(\d+)\."
 EXPERT_PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 SINGLE_EXPERT = re.compile(
-    LAYER + r"block_sparse_moe\.experts\.(\d+)\.(w[123])\.(weight|scales|biases)"
+    LAYER + r"block_sparse_moe\.experts\.(\d{1,4})\.(w[123])\.(weight|scales|biases)"
 )
 FUSED_EXPERTS = re.compile(LAYER + r"mlp\.experts\.(gate_up_proj|down_proj)")
 MOE_ROUTER_5 = re.compile(LAYER + r"mlp\.gate\.weight")
@@ -248,19 +251,29 @@ def packed_shapes(shape: tuple[int, ...], spec: QuantSpec) -> dict[str, tuple[in
     return packed | {"biases": scales} if spec.mode == "affine" else packed
 
 
+def packed_kinds(spec: QuantSpec) -> dict[str, tuple[mx.Dtype, ...]]:
+    """The dtypes that the tensors of ``packed_shapes`` may have."""
+    scales = FLOATS if spec.mode == "affine" else (mx.uint8,)
+    return {"weight": (mx.uint32,), "scales": scales, "biases": FLOATS}
+
+
 def check(tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
     """Strict in both directions: raises ModelError for a tensor missing, left over or misshapen."""
     wanted: set[str] = set()
     for path, shape in expected_shapes(config).items():
-        quantized = f"{path}.scales" in tensors
-        if not quantized:
-            shapes = {"weight": shape}
-        elif config.quantization and (spec := config.quantization.of(path)):
-            shapes = packed_shapes(shape, spec)
-        else:
-            raise ModelError(f"{path} is quantized, but config.json does not say how")
+        shapes, kinds = {"weight": shape}, {"weight": FLOATS}
+        if len(shape) > 1 and f"{path}.scales" in tensors:
+            spec = config.quantization.of(path) if config.quantization else None
+            if spec is None:
+                raise ModelError(f"{path} is quantized, but config.json does not say how")
+            if shape[-1] % spec.group_size:
+                raise ModelError(
+                    f"config.json: groups of {spec.group_size} do not divide {path}'s "
+                    f"{shape[-1]} columns"
+                )
+            shapes, kinds = packed_shapes(shape, spec), packed_kinds(spec)
         for kind, want in shapes.items():
-            _check_one(tensors, f"{path}.{kind}", want, quantized and kind == "weight")
+            _check_one(tensors, f"{path}.{kind}", want, kinds[kind])
         wanted |= {f"{path}.{kind}" for kind in shapes}
     if extra := sorted(set(tensors) - wanted):
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
@@ -269,7 +282,10 @@ def check(tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
 
 
 def _check_one(
-    tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], packed: bool
+    tensors: Mapping[str, Tensor],
+    name: str,
+    shape: tuple[int, ...],
+    kinds: tuple[mx.Dtype, ...],
 ) -> None:
     if (tensor := tensors.get(name)) is None:
         raise ModelError(f"tensor {name} is missing; the download may be incomplete")
@@ -278,7 +294,6 @@ def _check_one(
         raise ModelError(
             f"{file}: {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
         )
-    kinds = (mx.uint32,) if packed else (*FLOATS, mx.uint8) if ".scales" in name else FLOATS
     if tensor.dtype not in kinds:
         raise ModelError(f"{file}: {name} is {tensor.dtype}, which cannot be right")
 
@@ -346,8 +361,10 @@ def read_header(file: Path) -> dict[str, Span]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > size - 8:
                 raise ModelError(_truncated(file, size, length + 8))
+            if length > LONGEST_HEADER:
+                raise ModelError(f"{file} is not a safetensors file (a header of {length:,} bytes)")
             entries = json.loads(stream.read(length))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not a safetensors file ({error}); fetch it again") from None
     if not isinstance(entries, dict):
         raise ModelError(f"{file} is not a safetensors file; fetch it again")
@@ -355,7 +372,7 @@ def read_header(file: Path) -> dict[str, Span]:
     data = 8 + length
     spans = {name: _span(file, name, entry, data) for name, entry in entries.items()}
     end = data
-    for name, span in sorted(spans.items(), key=lambda item: item[1].offset):
+    for name, span in sorted(spans.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if span.offset != end:
             raise ModelError(f"{file}: {name} does not begin where the tensor before it ends")
         end += span.nbytes
@@ -372,7 +389,7 @@ def _span(file: Path, name: str, entry: Any, data: int) -> Span:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]
-        sane = all(type(n) is int and 0 <= n < 1 << 60 for n in numbers)
+        sane = type(dtype) is str and all(type(n) is int and 0 <= n < 1 << 60 for n in numbers)
     except (KeyError, TypeError, ValueError):
         sane = False
     if not sane:
