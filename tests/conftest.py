@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 
 from mlx_mixtral.loading import LanguageModel, load
@@ -12,8 +15,14 @@ def demo() -> LanguageModel:
     return load("demo")
 
 
+@pytest.fixture(scope="session")
+def small(demo: LanguageModel) -> LanguageModel:
+    """The demo with a context of 160 tokens, which is soon full."""
+    return replace(demo, config=replace(demo.config, max_position_embeddings=160))
+
+
 @pytest.fixture(autouse=True, scope="session")
-def no_installed_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+def no_installed_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests see no model that the person running them has installed."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:

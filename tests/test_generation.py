@@ -131,14 +131,14 @@ def test_stop_strings_cut_text_across_tokens(demo: LanguageModel):
     assert generate(demo, ids, stop="never said").text == whole
 
 
-def test_the_context_is_never_exceeded(demo: LanguageModel):
-    limit = demo.config.max_position_embeddings
-    filler = demo.tokenizer.encode("word " * limit)
-    done = generate(demo, [1, *filler][: limit - 3], logit_bias={2: -100.0})
+def test_the_context_is_never_exceeded(small: LanguageModel):
+    limit = small.config.max_position_embeddings
+    filler = small.tokenizer.encode("word " * limit)
+    done = generate(small, [1, *filler][: limit - 3], logit_bias={2: -100.0})
     assert done.finish_reason == "length"
     assert done.stats.prompt_tokens + len(done.tokens) == limit
     with pytest.raises(ContextError, match=f"{limit}"):
-        generate(demo, [1, *filler][:limit])
+        generate(small, [1, *filler][:limit])
 
 
 @pytest.mark.parametrize("prompt", ["", [], [0, 10**6], [-1]])
