@@ -1,0 +1,9 @@
+"""A conversation of several turns: the model's memory of it stays, only what is new is computed."""
+
+from mlx_mixtral import Chat, load
+
+chat = Chat(load("demo"))
+for text in ["My name is Anna.", "How do you say dog in French?", "And in German?", "What is my name?"]:
+    answer = chat.send(text)
+    print(f"> {text}\n{answer}")
+    print(f"  ({answer.stats.cached_tokens} of {answer.stats.prompt_tokens} tokens known before)\n")
