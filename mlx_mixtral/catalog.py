@@ -53,15 +53,23 @@ def resolve(name: str | Path) -> Path:
     here = installed()
     if text in here:
         return here[text]
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    if (path := _path(text)) is not None:
+        if path.is_dir():
+            return path
         raise ModelError(f"{text} is a file; name the folder that holds config.json and weights")
     if (cached := _in_hub_cache(text)) is not None:
         return cached
     known = ", ".join([DEMO, *here])
     raise ModelError(f"no model {text!r}: not a folder, and the installed ones are: {known}")
+
+
+def _path(text: str) -> Path | None:
+    """What lies at ``text`` as a path, if anything does."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # too long for a path; the home of nobody known
+        return None
 
 
 def _in_hub_cache(name: str) -> Path | None:
