@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,46 +36,46 @@ def tiny_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(shape | changes))
 
 
-def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Array]:
-    """float32 tensors under Hugging Face's names, of a size that keeps activations near 1."""
-    rng = np.random.default_rng(seed)
+def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint under Hugging Face's names, one matrix an expert."""
     d, f, hd = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_attention_heads * hd, config.num_key_value_heads * hd
-    weights: dict[str, Array] = {}
-
-    def matrix(name: str, rows: int, width: int, scale: float = 1.5) -> None:
-        weights[f"{name}.weight"] = scale * width**-0.5 * _normal(rng, rows, width)
-
-    def norm(name: str) -> None:
-        weights[f"{name}.weight"] = rng.uniform(0.5, 1.5, d).astype(np.float32)
-
-    matrix("model.embed_tokens", config.vocab_size, d, d**0.5)
-    for n in range(config.num_hidden_layers):
-        layer = f"model.layers.{n}"
-        norm(f"{layer}.input_layernorm")
-        norm(f"{layer}.post_attention_layernorm")
-        for name, rows in (("q", q), ("k", kv), ("v", kv)):
-            matrix(f"{layer}.self_attn.{name}_proj", rows, d)
-        matrix(f"{layer}.self_attn.o_proj", d, q)
-        if not config.is_moe:
-            matrix(f"{layer}.mlp.gate_proj", f, d)
-            matrix(f"{layer}.mlp.up_proj", f, d)
-            matrix(f"{layer}.mlp.down_proj", d, f)
-            continue
-        moe = f"{layer}.block_sparse_moe"
-        matrix(f"{moe}.gate", config.num_local_experts, d, d**0.5)
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (d,),
+        "self_attn.q_proj": (q, d),
+        "self_attn.k_proj": (kv, d),
+        "self_attn.v_proj": (kv, d),
+        "self_attn.o_proj": (d, q),
+        "post_attention_layernorm": (d,),
+    }
+    if config.is_moe:
+        layer["block_sparse_moe.gate"] = (config.num_local_experts, d)
         for e in range(config.num_local_experts):
-            matrix(f"{moe}.experts.{e}.w1", f, d)
-            matrix(f"{moe}.experts.{e}.w2", d, f)
-            matrix(f"{moe}.experts.{e}.w3", f, d)
-    norm("model.norm")
+            expert = f"block_sparse_moe.experts.{e}"
+            layer |= {f"{expert}.w1": (f, d), f"{expert}.w2": (d, f), f"{expert}.w3": (f, d)}
+    else:
+        layer |= {"mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (config.vocab_size, d)}
+    for n in range(config.num_hidden_layers):
+        shapes |= {f"model.layers.{n}.{path}": shape for path, shape in layer.items()}
+    shapes["model.norm"] = (d,)
     if not config.tie_word_embeddings:
-        matrix("lm_head", config.vocab_size, d)
-    return weights
+        shapes["lm_head"] = (config.vocab_size, d)
+    return {f"{path}.weight": shape for path, shape in shapes.items()}
 
 
-def _normal(rng: np.random.Generator, *shape: int) -> Array:
-    return rng.standard_normal(shape, dtype=np.float32)
+def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Array]:
+    """float32 tensors of ``hf_shapes``, of a size that keeps activations near 1."""
+    rng = np.random.default_rng(seed)
+    return {name: _random(rng, name, shape) for name, shape in hf_shapes(config).items()}
+
+
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array:
+    if "norm" in name:
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    values = rng.standard_normal(shape, dtype=np.float32)
+    unit = "embed_tokens" in name or "block_sparse_moe.gate" in name
+    return values if unit else values * np.float32(1.5 * shape[-1] ** -0.5)
 
 
 # --- layouts
@@ -139,6 +141,18 @@ def write_mlx(
         part = {name: out[name] for name in names[i::2]}
         mx.save_safetensors(str(folder / f"weights.{i:02}.safetensors"), part)
     return folder
+
+
+def write_zeros(folder: Path, config: ModelConfig) -> int:
+    """A float32 Hugging Face checkpoint that is one hole: any size in no time. Its size."""
+    header, end = {}, 0
+    for name, shape in hf_shapes(config).items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    file = write_config(folder, config) / "model.safetensors"
+    file.write_bytes(with_header(header))
+    os.truncate(file, file.stat().st_size + end)
+    return end
 
 
 def stack_experts(arrays: Mapping[str, mx.array], config: ModelConfig) -> dict[str, mx.array]:
