@@ -1,5 +1,6 @@
 """The command line: parse, call the library, print."""
 
+import io
 import os
 import sys
 
@@ -10,12 +11,13 @@ def main() -> None:
     Exit codes: 0; 1 for an error that a person can mend; 2 for a bad option or value;
     130 after Ctrl-C; 141 when whoever read standard output went away (as for SIGPIPE).
     """
-    if sys.stdout is None:  # started with `>&-`
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    _open_standard_streams()
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the terminal shows ^C in the middle of a line
         code = 130
     except BrokenPipeError:
         # The interpreter flushes once more on its way out: into the void this time.
@@ -24,6 +26,16 @@ def main() -> None:
     except OSError as error:  # disk full, permission denied
         code = _tell(_describe(error), 1)
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Make the three streams usable, whatever the caller left of them."""
+    # After `<&-` the next file opened would get descriptor 0, which MLX takes for a failure.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8
 
 
 def _run(arguments: list[str]) -> int:

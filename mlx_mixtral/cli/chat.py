@@ -27,15 +27,16 @@ def chat(
     gets the answers alone.
     """
     from mlx_mixtral.cli.input_text import checked, read_lines
+    from mlx_mixtral.cli.keyboard import keys_unechoed
     from mlx_mixtral.cli.loading import load_model
 
     if system is not None:
         checked(system, "the system prompt")
-    lm = load_model(model)
-    from mlx_mixtral.chat import Chat
-
+    with keys_unechoed():
+        lm = load_model(model)
+        from mlx_mixtral.chat import Chat
     conversation = Chat(lm, system=system, **sampling)
-    if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+    if sys.stdin.isatty() and sys.stdout.isatty():
         from mlx_mixtral.cli.chat_terminal import ChatTerminal
 
         ChatTerminal(lm, conversation, markdown=not no_markdown, history=not no_history).run()

@@ -115,6 +115,8 @@ def read(terminal: "ChatTerminal", name: str) -> None:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text") from None
+    if not text.strip():
+        raise UsageError(f"{path} is empty")
     tokens, limit = len(terminal.lm.tokenizer.encode(text)), terminal.chat.context_limit
     if tokens >= limit:
         raise ContextError(f"{path} has {tokens:,} tokens, more than the context of {limit:,}")

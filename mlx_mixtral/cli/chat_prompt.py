@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
@@ -14,6 +15,7 @@ from prompt_toolkit.styles import Style
 from mlx_mixtral.cli.chat_completer import ChatCompleter
 
 QUOTES = '"""'
+HOW_TO_LEAVE = "Ctrl-D or /exit leaves."
 STYLE = Style.from_dict(
     {
         "prompt": "bold",
@@ -23,8 +25,29 @@ STYLE = Style.from_dict(
 )
 
 
+class Prompt(Protocol):
+    """Where messages and commands come from."""
+
+    def read(self, attached: int) -> str:
+        """One message or command, with the number of files that go with it in view.
+
+        Raises EOFError for Ctrl-D on an empty line.
+        """
+        ...
+
+
+class DumbPrompt:
+    """For terminals that know no escape sequences, such as a shell inside Emacs."""
+
+    def read(self, attached: int) -> str:
+        text = input(f"{_files(attached)}> ")
+        while _quotes_are_open(text):
+            text += "\n" + input(". ")
+        return text
+
+
 class ChatPrompt:
-    """Reads messages and commands, under a line that tells how the conversation stands."""
+    """Reads messages and commands, above a line that tells how the conversation stands."""
 
     def __init__(self, *, status: Callable[[], str], history: bool) -> None:
         self._hint = ""
@@ -42,10 +65,9 @@ class ChatPrompt:
         )
 
     def read(self, attached: int) -> str:
-        """One message or command. Raises EOFError for Ctrl-D on an empty line."""
-        files = f"({attached} file{'s' * (attached > 1)}) " if attached else ""
         self._hint = ""
-        return self._session.prompt(FormattedText([("class:hint", files), ("class:prompt", "> ")]))
+        parts = [("class:hint", _files(attached)), ("class:prompt", "> ")]
+        return self._session.prompt(FormattedText(parts))
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -71,10 +93,14 @@ class ChatPrompt:
         @keys.add("c-c")
         def _(event: KeyPressEvent) -> None:
             if not event.current_buffer.text:
-                self._hint = "Ctrl-D or /exit leaves."
+                self._hint = HOW_TO_LEAVE
             event.current_buffer.reset()
 
         return keys
+
+
+def _files(count: int) -> str:
+    return f"({count} file{'s' * (count > 1)}) " if count else ""
 
 
 def _quotes_are_open(text: str) -> bool:

@@ -1,8 +1,6 @@
 """A conversation in a terminal: read, answer, repeat."""
 
 import signal
-import sys
-import termios
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,7 +11,9 @@ from rich.console import Console
 from mlx_mixtral.chat import Chat
 from mlx_mixtral.cli.answer_view import AnswerView, MarkdownView, PlainView
 from mlx_mixtral.cli.chat_commands import run_command
-from mlx_mixtral.cli.chat_prompt import QUOTES, ChatPrompt
+from mlx_mixtral.cli.chat_prompt import HOW_TO_LEAVE, QUOTES, ChatPrompt, DumbPrompt, Prompt
+from mlx_mixtral.cli.input_text import checked
+from mlx_mixtral.cli.keyboard import keys_unechoed
 from mlx_mixtral.cli.markdown import THEME
 from mlx_mixtral.cli.printable import printable
 from mlx_mixtral.errors import MixtralError
@@ -35,20 +35,25 @@ class ChatTerminal:
         self.attached: list[tuple[str, str]] = []  # (file name, text) for the next message
         self.file: Path | None = None  # where this conversation was saved or came from
         self.open = True
+        self._dropped = 0  # turns that the last prompt left out
         self._name = Path(lm.name).name or lm.path.name
         self._console = Console(theme=THEME, highlight=False)
-        self._prompt = ChatPrompt(status=self._status, history=history)
+        self._prompt: Prompt
+        if self._console.is_dumb_terminal:
+            self._prompt = DumbPrompt()
+        else:
+            self._prompt = ChatPrompt(status=self._status, history=history)
 
     def run(self) -> None:
         limit = self.chat.context_limit
         self.tell(f"{self._name}, {limit:,} tokens of context. /help lists the commands.")
         while self.open:
             try:
-                text = self._prompt.read(len(self.attached))
+                self._act_on(self._prompt.read(len(self.attached)))
             except EOFError:
                 return
-            try:
-                self._act_on(text)
+            except KeyboardInterrupt:  # at a dumb prompt, or just after an answer
+                self.tell(HOW_TO_LEAVE)
             except MixtralError as error:
                 self.complain(str(error))
             except OSError as error:
@@ -63,12 +68,11 @@ class ChatTerminal:
 
     def answer(self, pieces: Iterator["Piece"]) -> None:
         """Show an answer as it comes; Ctrl-C ends it, a second Ctrl-C at once."""
-        dropped = self.chat.dropped
         reason: str | None = None
         self._console.print()
         view: AnswerView = (MarkdownView if self._can_redraw else PlainView)(self._console)
         try:
-            with closing(pieces), _keys_unechoed(), _interrupt_stops(self.chat):  # type: ignore[type-var]
+            with closing(pieces), keys_unechoed(), _interrupt_stops(self.chat):  # type: ignore[type-var]
                 for piece in pieces:
                     view.push(piece.text)
                     reason = piece.finish_reason
@@ -77,18 +81,26 @@ class ChatTerminal:
         finally:
             view.finish()
         self._console.print()
+        self._remark(reason)
+
+    def _remark(self, reason: str | None) -> None:
+        """What a person would otherwise wonder about."""
+        chat = self.chat
         if reason == "interrupted":
             self.tell("Stopped.")
-        if reason == "length":
-            self.tell("The answer ends at its length limit; see /show settings.")
-        if self.chat.dropped > dropped:
-            self.tell(f"The context is full: the {self.chat.dropped} oldest turns are left out.")
+        if reason == "length" and chat.last is not None:
+            cut = chat.last.stats.completion_tokens == chat.sampling.max_tokens
+            self.tell("The answer has reached max_tokens." if cut else "The context is full.")
+        if chat.dropped > self._dropped:
+            self.tell(f"The oldest turns no longer fit: {chat.dropped} are left out from now on.")
+        self._dropped = chat.dropped
 
     @property
     def _can_redraw(self) -> bool:
         return self.markdown and not self._console.is_dumb_terminal
 
     def _act_on(self, text: str) -> None:
+        checked(text, "the message")
         if text.startswith("/"):
             run_command(self, text)
         elif message := self._with_files(unquoted(text)):
@@ -130,16 +142,3 @@ def _interrupt_stops(chat: Chat) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _keys_unechoed() -> Iterator[None]:
-    """Keys typed meanwhile stay out of the answer; the next prompt finds them."""
-    before = termios.tcgetattr(sys.stdin)
-    quiet = termios.tcgetattr(sys.stdin)
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

@@ -57,7 +57,7 @@ def generate(
 def _prompt(given: str | None) -> str:
     from mlx_mixtral.cli.input_text import checked, read_all
 
-    if given is None and sys.stdin is not None and sys.stdin.isatty():
+    if given is None and sys.stdin.isatty():
         print("reading the prompt from the keyboard; Ctrl-D ends it", file=sys.stderr)
     text = read_all() if given is None else checked(given, "the prompt")
     if not text.strip():
@@ -89,4 +89,4 @@ def _print_json(lm: "LanguageModel", pieces: Iterator["Piece"]) -> None:
 
     answer = collect(lm, pieces)
     record = {"text": answer.text, "finish_reason": answer.finish_reason}
-    print(json.dumps(record | dataclasses.asdict(answer.stats), ensure_ascii=False))
+    print(json.dumps(record | dataclasses.asdict(answer.stats)))

@@ -7,14 +7,12 @@ from mlx_mixtral.errors import UsageError
 
 
 def read_all() -> str:
-    """Everything on standard input; "" when it is closed. Raises UsageError unless UTF-8."""
+    """Everything on standard input. Raises UsageError unless UTF-8."""
     return "".join(read_lines())
 
 
 def read_lines() -> Iterator[str]:
     """Standard input line by line as it comes, newlines kept. Raises UsageError unless UTF-8."""
-    if sys.stdin is None:  # started with `<&-`
-        return
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
             yield line.decode("utf-8")
