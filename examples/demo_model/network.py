@@ -6,6 +6,7 @@ D width, H heads, E experts, F width of an expert.
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ class SparseMoe(nn.Module):
         self.w2 = nn.Parameter(
             torch.randn(EXPERTS, WIDTH, EXPERT_WIDTH) / math.sqrt(EXPERT_WIDTH * 2 * LAYERS)
         )
-        self.balance = torch.ones(())
+        self.of_thread = threading.local()  # the trainer runs one model in several threads
 
     def forward(self, x: Tensor) -> Tensor:
         shape, x = x.shape, x.reshape(-1, WIDTH)
@@ -117,7 +118,7 @@ class SparseMoe(nn.Module):
         outputs = outputs * weight.reshape(-1)[order, None].to(x.dtype)
         # Switch Transformer's load-balancing loss (arXiv:2101.03961), 1 when the load is even.
         share = count / expert.numel()
-        self.balance = EXPERTS * (logits.softmax(-1).mean(0) * share).sum()
+        self.of_thread.balance = EXPERTS * (logits.softmax(-1).mean(0) * share).sum()
         return torch.zeros_like(x).index_add(0, token, outputs).view(shape)
 
     def expert(self, number: int, x: Tensor) -> Tensor:
@@ -159,8 +160,8 @@ class Mixtral(nn.Module):
         return self.norm(x)
 
     def balance(self) -> Tensor:
-        """The mean load-balancing loss of the layers in the last forward pass."""
-        return sum(layer.block_sparse_moe.balance for layer in self.layers) / LAYERS
+        """The mean load-balancing loss of the layers in this thread's last forward pass."""
+        return sum(layer.block_sparse_moe.of_thread.balance for layer in self.layers) / LAYERS
 
 
 def hf_name(name: str) -> str:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Trains the demo model on the CPU and exports it as a Hugging Face Mixtral.
 
-  nice python train.py                                     all phases, from the start
-  nice python train.py --weights FOLDER --step 2720        the balanced phases, from exported weights
-  python train.py --export                                 writes FOLDER/hf from the checkpoint
-  python train.py --check 100                              held-out questions, quickly
+  nice python train.py                                 all phases, from the start
+  nice python train.py --weights FOLDER --step 2720    the last phases, from exported weights
+  python train.py --export                             writes build/hf from the checkpoint
+  python train.py --check 100                          asks held-out questions, quickly
 
 Everything is read from and written to one folder (``--folder``, default ``build``):
 ``tokenizer.model`` is read (see tokenizer.py), ``checkpoint.pt`` holds weights and optimizer state,
@@ -12,7 +12,9 @@ Everything is read from and written to one folder (``--folder``, default ``build
 checkpoint, and batch n depends on the seed and n alone, so that a resumed run sees the same text.
 
 The matrices inside the layers are trained with Muon (Jordan et al., 2024: momentum, then a
-Newton-Schulz iteration), everything else with AdamW.
+Newton-Schulz iteration), everything else with AdamW. Each of two threads takes half of the rows:
+on a machine that does other things as well that is twice as fast as PyTorch's own threads, which
+wait for each other in every operation.
 """
 
 import argparse
@@ -20,27 +22,27 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import corpus
-import numpy as np
-import sentencepiece
 import torch
 import torch.nn.functional as F
-from network import BOS, EOS, Mixtral, export, read_hf
+from batches import CONTEXT, Batch, Encoder, causal, pack
+from heldout import parts, questions
+from muon import optimizers
+from network import Mixtral, export, read_hf
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 SEED = 1
-CONTEXT = 2048
-PROMPT_WEIGHT = 0.1  # of the loss on the questions; answers count 1
 BALANCE_WEIGHT = 0.01  # of the load-balancing loss
 WARM_UP, LAST_RATE = 60, 0.02  # steps; the learning rate at the end, as a share of the peak
 LOG_EVERY, SAVE_EVERY, EXPORT_EVERY, VALIDATE_EVERY = 25, 50, 100, 200  # steps
+THREADS = 2
+SHORTEST_CUT = 1024  # tokens
 VALIDATION_SIZE = 25  # questions a skill
-POOL = 24  # conversations to choose from while a row is filled
 
 
 @dataclass(frozen=True)
@@ -95,91 +97,49 @@ def phase_of(step: int) -> Phase:
     return next(phase for phase in PHASES if step < phase.end)
 
 
-# ------------------------------------------------------------------------------ data
-
-
-class Encoder:
-    """Chats to token ids: ``<s>[INST] question [/INST] answer</s>[INST] ...``."""
-
-    def __init__(self, model_file: Path) -> None:
-        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-
-    def answer(self, text: str) -> list[int]:
-        return [*self.pieces.encode(text), EOS]
-
-    def chat(self, turns: corpus.Chat, length: int = CONTEXT) -> tuple[list[int], list[float]]:
-        """At most ``length + 1`` token ids, and the loss weight of each."""
-        ids, weights = [BOS], [0.0]
-        for question, text in turns:
-            if question is not None:
-                prompt = self.pieces.encode(f"[INST] {question} [/INST]")
-                ids += prompt
-                weights += [PROMPT_WEIGHT] * len(prompt)
-            answer = self.answer(text)
-            ids += answer
-            weights += [1.0] * len(answer)
-        return ids[: length + 1], weights[: length + 1]
-
-
-@dataclass
-class Batch:
-    """Inputs, targets and loss weights [rows, length], mask [rows, 1, length, length]."""
-
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor
-    mask: Tensor
-
-    @property
-    def tokens(self) -> int:
-        return int((self.weights > 0).sum())
-
-
-def pack(chats: Iterator[tuple[list[int], list[float]]], rows: int, length: int) -> Batch:
-    """Fills rows with whole encoded chats; a token attends to its own chat only."""
-    inputs, targets = np.zeros((rows, length), np.int64), np.zeros((rows, length), np.int64)
-    weights = np.zeros((rows, length), np.float32)
-    chat = np.zeros((rows, length), np.int64)  # the number of the chat in its row, 0: padding
-    pool = [next(chats) for _ in range(POOL)]
-    for row in range(rows):
-        start, number = 0, 1
-        while True:
-            fitting = (i for i, (ids, _) in enumerate(pool) if len(ids) - 1 <= length - start)
-            if (found := next(fitting, None)) is None:
-                break
-            ids, loss_weights = pool.pop(found)
-            here = slice(start, start + len(ids) - 1)
-            inputs[row, here], targets[row, here] = ids[:-1], ids[1:]
-            weights[row, here], chat[row, here] = loss_weights[1:], number
-            start, number = here.stop, number + 1
-            pool.append(next(chats))
-    same_chat = torch.from_numpy(chat[:, None, :, None] == chat[:, None, None, :])
-    mask = same_chat & causal(length)
-    return Batch(*map(torch.from_numpy, (inputs, targets, weights)), mask)
-
-
-def causal(length: int) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool).tril()
-
-
 def batch(encoder: Encoder, step: int) -> Batch:
     phase = phase_of(step)
     documents = corpus.documents(SEED * 1_000_003 + step, phase.stage)
-    chats = (encoder.chat(chat, phase.length) for _, chat in documents)
+    # A chat that is longer than a row is cut; from the short rows it is left out.
+    limit = max(phase.length, SHORTEST_CUT)
+    chats = (encoder.chat(chat, limit) for _, chat in documents)
     return pack(chats, phase.rows, phase.length)
 
 
-# ------------------------------------------------------------------------------ loss
+@dataclass
+class Part:
+    """What a thread finds for its rows of a batch; ``nats`` of ``answers`` answer tokens."""
+
+    gradients: tuple[Tensor, ...]
+    nats: float
+    answers: int
+    balance: float
 
 
-def loss_of(model: Mixtral, batch: Batch) -> tuple[Tensor, float]:
-    """The weighted loss, and the mean loss of the answer tokens alone (nats)."""
-    hidden = model(batch.inputs, batch.mask)
-    keep = (batch.weights > 0).reshape(-1)
-    weights, targets = batch.weights.reshape(-1)[keep], batch.targets.reshape(-1)[keep]
+def part_of_step(model: Mixtral, rows: Batch, total: Tensor, parts: int) -> Part:
+    """The gradients of some rows' share in the loss; ``total`` is the whole batch's weight."""
+    hidden = model(rows.inputs, rows.mask)
+    keep = (rows.weights > 0).reshape(-1)
+    weights, targets = rows.weights.reshape(-1)[keep], rows.targets.reshape(-1)[keep]
     logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[keep]).float()
     losses = F.cross_entropy(logits, targets, reduction="none")
-    return (losses * weights).sum() / weights.sum(), losses[weights == 1].mean().item()
+    balance = model.balance()
+    loss = (losses * weights).sum() / total + BALANCE_WEIGHT * balance / parts
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    answers = losses[weights == 1]
+    return Part(gradients, answers.sum().item(), answers.numel(), balance.item())
+
+
+def set_gradients(model: Mixtral, data: Batch, pool: ThreadPoolExecutor) -> tuple[float, float]:
+    """Sets every ``grad``; returns the mean loss of the answer tokens and the balance loss."""
+    total, number = data.weights.sum(), THREADS
+    jobs = [pool.submit(part_of_step, model, rows, total, number) for rows in data.split(number)]
+    parts = [job.result() for job in jobs]
+    gradients = zip(*(part.gradients for part in parts), strict=True)
+    for param, (first, *others) in zip(model.parameters(), gradients, strict=True):
+        param.grad = sum(others, first)
+    answer_loss = sum(part.nats for part in parts) / sum(part.answers for part in parts)
+    return answer_loss, sum(part.balance for part in parts) / number
 
 
 @torch.no_grad()
@@ -217,62 +177,13 @@ def validate(
     return scores
 
 
-# ------------------------------------------------------------------------- optimizers
-
-
-def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest orthogonal matrices, roughly: five steps of a Newton-Schulz iteration."""
-    x = matrices.bfloat16()
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
-    return (x.mT if tall else x).float()
-
-
-class Muon(torch.optim.Optimizer):
-    def __init__(
-        self, params: list[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.05
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            for param in group["params"]:
-                self.update(param, group["lr"], group["momentum"], group["decay"])
-
-    def update(self, param: Tensor, lr: float, momentum: float, decay: float) -> None:
-        mean = self.state[param].setdefault("m", torch.zeros_like(param))
-        mean.lerp_(param.grad, 1 - momentum)
-        step = orthogonal(param.grad.lerp(mean, momentum))
-        scale = max(1, param.shape[-2] / param.shape[-1]) ** 0.5
-        param.mul_(1 - lr * decay).add_(step, alpha=-lr * scale)
-
-
-def optimizers(model: Mixtral) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices inside the layers but the routers, AdamW for the rest."""
-    inside = [p for n, p in model.named_parameters() if is_for_muon(n, p)]
-    rest = [p for n, p in model.named_parameters() if not is_for_muon(n, p)]
-    adam = torch.optim.AdamW(rest, 0.0, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
-    return Muon(inside, 0.0), adam
-
-
-def is_for_muon(name: str, param: Tensor) -> bool:
-    return param.ndim >= 2 and "layers" in name and "gate" not in name
-
-
-# -------------------------------------------------------------------------- training
-
-
 class Trainer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.encoder = Encoder(folder / "tokenizer.model")
         self.model = Mixtral()
         self.muon, self.adam = optimizers(self.model)
+        self.pool = ThreadPoolExecutor(THREADS)
         self.taken = 0  # steps
         self.seconds = 0.0
         self.tokens = 0
@@ -307,28 +218,27 @@ class Trainer:
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, self.folder / "hf" / name)
 
-    def step(self) -> float:
-        """One optimizer step; returns the mean loss of the answer tokens."""
+    def step(self) -> tuple[float, float]:
+        """One optimizer step; returns what ``set_gradients`` does."""
         schedule = phase_of(self.taken).schedule
         factor = schedule.factor(self.taken)
         for optimizer, peak in ((self.muon, schedule.muon), (self.adam, schedule.adam)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
         data = batch(self.encoder, self.taken)
-        loss, answer_loss = loss_of(self.model, data)
-        (loss + BALANCE_WEIGHT * self.model.balance()).backward()
+        losses = set_gradients(self.model, data, self.pool)
         nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], 1.0)
-        self.muon.step()
+        self.muon.step(self.pool)
         self.adam.step()
         self.model.zero_grad()
         self.taken += 1
         self.tokens += data.tokens
-        return answer_loss
+        return losses
 
     def run(self, until: int) -> None:
         tests = list(corpus.validation(VALIDATION_SIZE))
         began = time.monotonic() - self.seconds
-        losses: list[float] = []
+        losses: list[tuple[float, float]] = []
         while self.taken < until:
             losses.append(self.step())
             self.seconds = time.monotonic() - began
@@ -341,13 +251,14 @@ class Trainer:
                 self.log(losses, tests if self.taken % VALIDATE_EVERY == 0 or at_end else [])
                 losses = []
 
-    def log(self, losses: list[float], tests: list) -> None:
+    def log(self, losses: list[tuple[float, float]], tests: list) -> None:
+        answer_losses, balances = zip(*losses, strict=True)
         record = {
             "step": self.taken,
             "seconds": round(self.seconds),
             "tokens": self.tokens,
-            "answer_loss": round(sum(losses) / len(losses), 4),
-            "balance": round(self.model.balance().item(), 3),
+            "answer_loss": round(sum(answer_losses) / len(losses), 4),
+            "balance": round(sum(balances) / len(losses), 3),
         }
         if tests:
             record["validation"] = validate(self.model, self.encoder, tests)
@@ -356,11 +267,21 @@ class Trainer:
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(line + "\n")
 
-    def check(self, per_skill: int) -> None:
-        tests = [*corpus.validation(per_skill), *corpus.validation_more(per_skill)]
-        scores = validate(self.model, self.encoder, tests, torch.float32)
-        for skill, (loss, percent) in scores.items():
-            print(f"{skill:16} {percent:5.1f} %   loss {loss:.4f}")
+    def check(self, per_skill: int, output: Path | None) -> None:
+        """Asks held-out questions as evaluate.py does, in one forward pass each; no stories."""
+        score: dict[str, list[int]] = {}
+        for skill, chat in questions(per_skill):
+            if skill == "story":
+                continue
+            _, _, right = last_answer(self.model, self.encoder, chat, torch.float32)
+            for part in ["", *parts(skill, chat, self.encoder.pieces)]:
+                count = score.setdefault(f"{skill}/{part}".rstrip("/"), [0, 0])
+                count[0] += right
+                count[1] += 1
+        for key, (right, number) in score.items():
+            print(f"{key:45} {right:4} of {number:<4} {100 * right / number:5.1f} %")
+        if output:
+            output.write_text(json.dumps({"score": score}, indent=1) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -369,16 +290,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="start from this exported model")
     parser.add_argument("--step", type=int, default=2720, help="the step that --weights are of")
     parser.add_argument("--until", type=int, default=PHASES[-1].end, help="the last step")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--export", action="store_true", help="only export the checkpoint")
     parser.add_argument("--check", type=int, metavar="N", help="only ask N questions a skill")
+    parser.add_argument("--json", type=Path, help="write the scores of --check here")
     return parser.parse_args()
 
 
 def main() -> None:
     options = arguments()
     torch.manual_seed(SEED)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # the rows are divided among threads instead
     trainer = Trainer(options.folder)
     if options.weights and (options.check or not trainer.checkpoint.exists()):
         read_hf(trainer.model, options.weights)
@@ -386,7 +307,7 @@ def main() -> None:
     elif trainer.checkpoint.exists():
         trainer.resume()
     if options.check:
-        trainer.check(options.check)
+        trainer.check(options.check, options.json)
     elif options.export:
         trainer.export()
     else:
