@@ -96,8 +96,8 @@ def convert(plan: Plan, target: Path, progress: Progress | None = None) -> float
     carried = carried_files(plan.source.folder)
     extra = sum(file.stat().st_size for file in carried)
     with new_folder(target, plan.output_bytes + extra) as folder:
-        slots = [slot for _, group in plan.slots for slot in group]
-        writer = ShardWriter(folder, slots, SHARD_BYTES)
+        every_slot = [slot for _, group in plan.slots for slot in group]
+        writer = ShardWriter(folder, every_slot, SHARD_BYTES)
         _run_all(plan, writer, progress)
         writer.finish(plan.parameters)
         for file in carried:
@@ -122,7 +122,7 @@ class _Job:
         for slot, array in zip(self.slots, arrays, strict=True):
             writer.put(slot.name, raw(array), at=slot.nbytes // self.count * self.index)
         del arrays, array
-        mx.clear_cache()
+        mx.clear_cache()  # MLX would keep the memory for arrays of this size to come
         return self.part.nbytes
 
 

@@ -1,29 +1,44 @@
 """Conversion from end to end: the same model comes out that went in, and mlx-lm agrees."""
 
+import errno
 import json
 import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
-import hf_checkpoint as hf
 import mlx.core as mx
+import numpy as np
 import pytest
+from checkpoints import (
+    quantization,
+    random_ids,
+    random_weights,
+    relative_difference,
+    stack_experts,
+    tiny_config,
+    write_hf,
+    write_mlx,
+)
 
 from convert.pipeline import convert, plan
 from convert.readers.safetensors import read_folder
 from convert.recipe import uniform
-from mlx_mixtral.config import read_config
-from mlx_mixtral.errors import ModelError, UsageError
+from mlx_mixtral.config import ModelConfig, read_config
+from mlx_mixtral.errors import MixtralError, ModelError, UsageError
 from mlx_mixtral.loading import load_model
+from mlx_mixtral.weights import open_weights
 
-TINY = hf.Shape()
-DENSE = hf.Shape(num_local_experts=0)
-IDS = mx.array([[1, 17, 300, 5, 44, 211, 9]])
+# Wide enough for groups of 128.
+TINY = tiny_config(vocab_size=320, hidden_size=256, intermediate_size=384, head_dim=64)
+DENSE = replace(TINY, num_local_experts=0)
+TIED = replace(TINY, tie_word_embeddings=True)
+GOLDEN = sorted(p for p in (Path(__file__).parent / "golden").iterdir() if p.is_dir())
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hf")
-    return hf.write(folder, TINY, hf.tensors(TINY), shards=3)
+    return write_hf(tmp_path_factory.mktemp("hf"), TINY, dtype="BF16", shards=3)
 
 
 def run(source: Path, out: Path, bits: int = 4, group_size: int = 64, **options) -> Path:
@@ -45,17 +60,20 @@ def same(a: mx.array, b: mx.array) -> bool:
     return mx.array_equal(a.view(mx.uint8), b.view(mx.uint8)).item()
 
 
-def stacked(weights: dict[str, mx.array], shape: hf.Shape) -> dict[str, mx.array]:
-    """The checkpoint under mlx-lm's names, stacked by hand."""
-    out = {name: w for name, w in weights.items() if ".experts." not in name}
-    for n in range(shape.num_hidden_layers if shape.num_local_experts else 0):
-        moe = f"model.layers.{n}.block_sparse_moe"
-        for w, name in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
-            experts = range(shape.num_local_experts)
-            out[f"{moe}.switch_mlp.{name}.weight"] = mx.stack(
-                [weights[f"{moe}.experts.{e}.{w}.weight"] for e in experts]
-            )
-    return out
+def expected(config: ModelConfig, dtype: mx.Dtype = mx.bfloat16) -> dict[str, mx.array]:
+    """The checkpoint under mlx-lm's names, in 16 bits."""
+    weights = random_weights(config).items()
+    return stack_experts({name: mx.array(w).astype(dtype) for name, w in weights}, config)
+
+
+def assert_same(written: dict[str, mx.array], wanted: dict[str, mx.array]) -> None:
+    assert written.keys() == wanted.keys()
+    assert [name for name in wanted if not same(written[name], wanted[name])] == []
+
+
+def our_logits(folder: Path) -> mx.array:
+    config = read_config(folder)
+    return load_model(folder, config, mx.float32)(random_ids(config))
 
 
 def mlx_lm_logits(folder: Path) -> mx.array:
@@ -63,17 +81,13 @@ def mlx_lm_logits(folder: Path) -> mx.array:
 
     model, _ = load_mlx_lm(folder)
     model.set_dtype(mx.float32)
-    return model(IDS)
-
-
-def our_logits(folder: Path) -> mx.array:
-    return load_model(folder, read_config(folder), mx.float32)(IDS)
+    return model(random_ids(read_config(folder)))
 
 
 def assert_same_logits(folder: Path) -> None:
-    theirs, ours = mlx_lm_logits(folder), our_logits(folder)
+    theirs = mlx_lm_logits(folder)
     assert mx.std(theirs) > 0.1  # the comparison means something
-    assert mx.abs(ours - theirs).max() <= 1e-5 * mx.abs(theirs).max()
+    assert relative_difference(our_logits(folder), theirs) <= 1e-5
 
 
 # --- what comes out
@@ -110,70 +124,83 @@ def test_logits_are_those_of_mlx_lm(source, tmp_path, bits):
     assert_same_logits(run(source, tmp_path / "out", bits))
 
 
-@pytest.mark.parametrize("shape", [TINY, DENSE], ids=["moe", "dense"])
-@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-def test_16_bits_change_only_the_layout(tmp_path, shape, dtype):
-    weights = hf.tensors(shape, dtype)
-    source = hf.write(tmp_path / "hf", shape, weights)
-    written, expected = read(run(source, tmp_path / "out", 16)), stacked(weights, shape)
-    assert written.keys() == expected.keys()
-    assert all(same(written[name], expected[name]) for name in expected)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert "quantization" not in config
-    assert config["torch_dtype"] == str(dtype).removeprefix("mlx.core.")
+@pytest.mark.parametrize("config", [TINY, DENSE], ids=["moe", "dense"])
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_16_bits_change_only_the_layout(tmp_path, config, dtype):
+    source = write_hf(tmp_path / "hf", config, dtype=dtype)
+    kind = mx.bfloat16 if dtype == "BF16" else mx.float16
+    assert_same(read(run(source, tmp_path / "out", 16)), expected(config, kind))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization" not in written
+    assert written["torch_dtype"] == str(kind).removeprefix("mlx.core.")
+
+
+@pytest.mark.parametrize("source", GOLDEN, ids=lambda folder: folder.name)
+def test_checkpoints_that_transformers_wrote(tmp_path, source):
+    config = read_config(source)
+    out = run(source, tmp_path / "out", 16)
+    wanted = {name: tensor.read() for name, tensor in open_weights(source, config).items()}
+    narrow = {n: w.astype(mx.bfloat16) if w.dtype == mx.float32 else w for n, w in wanted.items()}
+    assert_same(read(out), narrow)
+    assert read_config(out) == config
+    if all(w.dtype != mx.float32 for w in wanted.values()):
+        assert mx.array_equal(our_logits(out), our_logits(source))
 
 
 def test_the_router_and_the_norms_stay_as_they_are(source, tmp_path):
-    written, weights = read(run(source, tmp_path / "out", 2)), hf.tensors(TINY)
+    written, weights = read(run(source, tmp_path / "out", 2)), expected(TINY)
     kept = [name for name in weights if "norm" in name or ".block_sparse_moe.gate." in name]
     assert len(kept) == 3 * TINY.num_hidden_layers + 1
     assert all(same(written[name], weights[name]) for name in kept)
 
 
 @pytest.mark.parametrize("bits", [16, 4])
-def test_float32_becomes_bfloat16(tmp_path, bits):
-    weights = hf.tensors(TINY, mx.float32)
-    wide = hf.write(tmp_path / "f32", TINY, weights)
-    narrow = {name: w.astype(mx.bfloat16) for name, w in weights.items()}
-    narrow = hf.write(tmp_path / "bf16", TINY, narrow)
+def test_float32_becomes_bfloat16(source, tmp_path, bits):
+    wide = write_hf(tmp_path / "f32", TINY, dtype="F32")
     assert plan(read_folder(wide), None).narrowed
-    assert not plan(read_folder(narrow), None).narrowed
-    wide, narrow = read(run(wide, tmp_path / "a", bits)), read(run(narrow, tmp_path / "b", bits))
-    assert wide.keys() == narrow.keys()
-    assert all(same(wide[name], narrow[name]) for name in wide)
+    assert not plan(read_folder(source), None).narrowed
+    assert_same(read(run(wide, tmp_path / "a", bits)), read(run(source, tmp_path / "b", bits)))
 
 
 def test_float16_scales_stay_float16(tmp_path):
-    source = hf.write(tmp_path / "hf", TINY, hf.tensors(TINY, mx.float16))
-    written = read(run(source, tmp_path / "out"))
+    written = read(run(write_hf(tmp_path / "hf", TINY, dtype="F16"), tmp_path / "out"))
     assert {w.dtype for name, w in written.items() if "scales" in name} == {mx.float16}
 
 
 # --- other forms of the same model
 
 
+def fused(config: ModelConfig) -> dict[str, np.ndarray]:
+    """The weights as transformers 5 holds them: experts stacked, gate above up."""
+    weights = random_weights(config)
+    experts = range(config.num_local_experts)
+    for n in range(config.num_hidden_layers):
+        old, new = f"model.layers.{n}.block_sparse_moe", f"model.layers.{n}.mlp"
+        w1, w2, w3 = (
+            np.stack([weights.pop(f"{old}.experts.{e}.{w}.weight") for e in experts])
+            for w in ("w1", "w2", "w3")
+        )
+        weights[f"{new}.experts.gate_up_proj"] = np.concatenate([w1, w3], axis=1)
+        weights[f"{new}.experts.down_proj"] = w2
+        weights[f"{new}.gate.weight"] = weights.pop(f"{old}.gate.weight")
+    return weights
+
+
 def test_the_fused_spelling_gives_the_same(source, tmp_path):
-    fused = hf.write(tmp_path / "hf5", TINY, hf.fused(hf.tensors(TINY), TINY), shards=2)
-    expected, written = read(run(source, tmp_path / "a")), read(run(fused, tmp_path / "b"))
-    assert written.keys() == expected.keys()
-    assert all(same(written[name], expected[name]) for name in expected)
+    hf5 = write_hf(tmp_path / "hf5", TINY, fused(TINY), dtype="BF16", shards=2)
+    assert_same(read(run(hf5, tmp_path / "a")), read(run(source, tmp_path / "b")))
 
 
 def test_an_mlx_folder_of_16_bits_is_a_source_too(source, tmp_path):
-    expected = read(run(source, tmp_path / "a"))
-    written = read(run(run(source, tmp_path / "mlx", 16), tmp_path / "b"))
-    assert written.keys() == expected.keys()
-    assert all(same(written[name], expected[name]) for name in expected)
+    mlx = run(source, tmp_path / "mlx", 16)
+    assert_same(read(run(mlx, tmp_path / "a")), read(run(source, tmp_path / "b")))
 
 
 @pytest.mark.parametrize("bits", [16, 4])
-@pytest.mark.parametrize(
-    "shape", [DENSE, hf.Shape(tie_word_embeddings=True)], ids=["dense", "tied head"]
-)
-def test_other_shapes(tmp_path, shape, bits):
-    source = hf.write(tmp_path / "hf", shape, hf.tensors(shape), shards=2)
-    out = run(source, tmp_path / "out", bits)
-    assert ("lm_head.weight" in read(out)) is not shape.tie_word_embeddings
+@pytest.mark.parametrize("config", [DENSE, TIED], ids=["dense", "tied head"])
+def test_other_shapes(tmp_path, config, bits):
+    out = run(write_hf(tmp_path / "hf", config, dtype="BF16", shards=2), tmp_path / "out", bits)
+    assert ("lm_head.weight" in read(out)) is not config.tie_word_embeddings
     assert_same_logits(out)
 
 
@@ -186,18 +213,26 @@ def test_links_into_a_cache_are_followed(source, tmp_path):
         (snapshot / file.name).symlink_to(f"../blobs/{i}")
     (blobs / "t").write_bytes(b"pieces")
     (snapshot / "tokenizer.model").symlink_to("../blobs/t")
-    expected, written = read(run(source, tmp_path / "a")), read(run(snapshot, tmp_path / "b"))
-    assert all(same(written[name], expected[name]) for name in expected)
+    assert_same(read(run(snapshot, tmp_path / "b")), read(run(source, tmp_path / "a")))
     assert (tmp_path / "b" / "tokenizer.model").read_bytes() == b"pieces"
     assert not (tmp_path / "b" / "tokenizer.model").is_symlink()
 
 
-def test_what_is_carried_along(source, tmp_path):
-    from convert.carried import PATTERNS
-
-    folder = tmp_path / "hf"
-    hf.write(folder, TINY, hf.tensors(TINY))
-    names = {pattern.replace("*", "") for pattern in PATTERNS} | {"tokenizer.model.v3"}
+def test_what_is_carried_along(tmp_path):
+    folder = write_hf(tmp_path / "hf", TINY)
+    names = {
+        "LICENSE",
+        "LICENSE.txt",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer.model.v3",
+        "tokenizer_config.json",
+    }
     for name in names:
         (folder / name).write_bytes(b"\x00 " + name.encode())
     for name in ("modeling.py", "README.md", "consolidated.00.pt"):
@@ -220,36 +255,32 @@ def test_shards_hold_whole_tensors_and_load(source, tmp_path, monkeypatch):
     assert files == [
         f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
     ]
-    whole = read(run(source, tmp_path / "whole", 8))
     written = read(out)
-    assert written.keys() == whole.keys()
-    assert all(same(written[name], whole[name]) for name in whole)
+    assert_same(written, read(run(source, tmp_path / "whole", 8)))
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(w.nbytes for w in written.values())
-    assert index["metadata"]["total_parameters"] == sum(w.size for w in hf.tensors(TINY).values())
+    assert index["metadata"]["total_parameters"] == sum(w.size for w in expected(TINY).values())
     assert_same_logits(out)
 
 
 # --- what is refused
 
 
-def test_a_quantized_source_is_refused(source, tmp_path):
-    quantized = run(source, tmp_path / "q4")
+def test_a_quantized_source_is_refused(tmp_path):
+    config = replace(TINY, quantization=quantization(4))
     with pytest.raises(UsageError, match="quantized already"):
-        read_folder(quantized)
+        read_folder(write_mlx(tmp_path, config))
 
 
-def test_groups_that_do_not_divide_the_rows(source, tmp_path):
-    shape = hf.Shape(intermediate_size=192)
-    odd = read_folder(hf.write(tmp_path / "hf", shape, hf.tensors(shape)))
+def test_groups_that_do_not_divide_the_rows(tmp_path):
+    odd = read_folder(write_hf(tmp_path, replace(TINY, intermediate_size=192)))
     with pytest.raises(UsageError, match=r"down_proj.* 192 .*128.*--group-size 64 fits"):
         plan(odd, uniform(4, 128))
     assert plan(odd, uniform(4, 64)).bits_per_weight < 5
 
 
-def test_an_index_that_points_outside(source, tmp_path):
-    folder = tmp_path / "hf"
-    hf.write(folder, TINY, hf.tensors(TINY), shards=2)
+def test_an_index_that_points_outside(tmp_path):
+    folder = write_hf(tmp_path / "hf", TINY, shards=2)
     path = folder / "model.safetensors.index.json"
     path.write_text(path.read_text().replace("model-00001", "../model-00001"))
     with pytest.raises(ModelError, match="outside"):
@@ -257,11 +288,10 @@ def test_an_index_that_points_outside(source, tmp_path):
 
 
 def test_a_missing_tensor_is_named_before_anything_is_written(tmp_path):
-    weights = hf.tensors(TINY)
+    weights = random_weights(TINY)
     del weights["model.layers.1.block_sparse_moe.experts.2.w3.weight"]
-    source = hf.write(tmp_path / "hf", TINY, weights)
     with pytest.raises(ModelError, match=r"layers\.1.*up_proj"):
-        read_folder(source)
+        read_folder(write_hf(tmp_path, TINY, weights))
 
 
 # --- all or nothing
@@ -283,6 +313,19 @@ def test_an_interrupt_leaves_nothing(source, tmp_path, error):
     assert not leftovers(tmp_path)
 
 
+def test_ctrl_c_does_not_wait_for_the_rest(source, tmp_path):
+    calls = []
+
+    def progress(done: int, total: int) -> None:
+        calls.append(done)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out", progress=progress)
+    assert len(calls) == 1
+    assert not leftovers(tmp_path)
+
+
 def test_nothing_stands_at_the_target_until_the_end(source, tmp_path):
     seen = []
 
@@ -292,15 +335,11 @@ def test_nothing_stands_at_the_target_until_the_end(source, tmp_path):
 
     run(source, tmp_path / "out", progress=progress)
     assert seen == sorted(seen)
-    assert seen[-1][0] == seen[-1][1] == sum(w.nbytes for w in hf.tensors(TINY).values())
+    assert seen[-1][0] == seen[-1][1] == sum(w.nbytes for w in expected(TINY).values())
     assert not leftovers(tmp_path, "out")
 
 
 def test_a_full_disk(source, tmp_path, monkeypatch):
-    import errno
-
-    from mlx_mixtral.errors import MixtralError
-
     written, pwrite = 0, os.pwrite
 
     def full(file, data, offset):
@@ -328,8 +367,6 @@ def test_a_folder_in_use_stays_as_it_is(source, tmp_path):
 
 
 def test_a_folder_that_appears_meanwhile_stays_as_it_is(source, tmp_path):
-    from mlx_mixtral.errors import MixtralError
-
     out = tmp_path / "out"
 
     def progress(done: int, total: int) -> None:

@@ -8,30 +8,28 @@ import sys
 import time
 from pathlib import Path
 
-import hf_checkpoint as hf
-import mlx.core as mx
 import pytest
+from checkpoints import tiny_config, write_hf, write_zeros
 
 COMMAND = [sys.executable, "-m", "mlx_mixtral", "convert"]
-BIG = hf.Shape(vocab_size=512, hidden_size=1024, intermediate_size=3584, num_local_experts=8)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    shape = hf.Shape(tie_word_embeddings=True)
-    folder = hf.write(tmp_path_factory.mktemp("tiny"), shape, hf.tensors(shape))
+    folder = write_hf(tmp_path_factory.mktemp("tiny"), tiny_config(), dtype="BF16")
     (folder / "tokenizer.model").write_bytes(b"pieces")
     return folder
 
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory):
-    """360 MB, of which one expert's matrix has 7; all zeros, which are made faster."""
+    """720 MB of float32, of which one expert's matrix has 15."""
     folder = tmp_path_factory.mktemp("big")
-    zeros = {name: mx.zeros_like(w) for name, w in hf.tensors(BIG).items()}
-    yield hf.write(folder, BIG, zeros, shards=2)
-    for file in folder.glob("*.safetensors"):
-        file.unlink()
+    write_zeros(
+        folder,
+        tiny_config(hidden_size=1024, head_dim=256, intermediate_size=3584, num_local_experts=8),
+    )
+    return folder
 
 
 def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
@@ -56,8 +54,7 @@ def test_a_dry_run_writes_nothing(tiny, tmp_path):
 
 
 def test_a_source_without_tokenizer(tmp_path):
-    shape = hf.Shape(num_hidden_layers=1)
-    source = hf.write(tmp_path / "hf", shape, hf.tensors(shape, mx.float32))
+    source = write_hf(tmp_path / "hf", tiny_config())
     done = run(source, "-o", tmp_path / "out")
     assert done.returncode == 0
     assert "float32 becomes bfloat16" in done.stdout
@@ -153,7 +150,7 @@ print((peak() - before) // 1024)
     )
     size = sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) >> 20
     assert size > 330
-    assert int(done.stdout) < size // 4, done.stdout
+    assert int(done.stdout) < 150, done.stdout
 
 
 # --- progress
