@@ -56,6 +56,8 @@ def read_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]
     Raises:
         UsageError: an entry that is not ``{"type": "function", "function": {...}}``.
     """
+    if tools is not None and (isinstance(tools, str) or not isinstance(tools, Sequence)):
+        raise UsageError("tools must be a list of function definitions")
     return [_read_tool(tool) for tool in tools or ()]
 
 

@@ -71,10 +71,9 @@ def template_for(tokenizer: Tokenizer, folder: str | Path) -> Template:
     own = JinjaTemplate(tokenizer, sources, Path(folder))
     # ChatML templates do differ: in <s>, in a default system text, in line ends. Ours
     # stands in for one only if both give the same tokens.
-    if is_chatml and "<|im_start|>" in source:
-        for chatml in (ChatML(tokenizer, bos=False), ChatML(tokenizer, bos=True)):
-            if own.agrees_with(chatml):
-                return chatml
+    chatml = ChatML(tokenizer, bos="bos_token" in source or "<s>" in source)
+    if is_chatml and "<|im_start|>" in source and own.agrees_with(chatml):
+        return chatml
     return own
 
 

@@ -325,6 +325,43 @@ def test_refused_tool_definitions(templates, tool):
         templates["v3"].encode([U], tools=[tool])
 
 
+def any_value(rng: random.Random, depth: int):
+    """What a careless or hostile client may send in the place of anything."""
+    if depth == 0 or rng.random() < 0.4:
+        odd = [None, 1, True, -1.5, float("nan"), b"x", {1}, "", "\ud800", "user", "text", "f"]
+        return rng.choice(odd)
+    if rng.random() < 0.4:
+        return [any_value(rng, depth - 1) for _ in range(rng.randint(0, 2))]
+    keys = [
+        "role",
+        "content",
+        "type",
+        "text",
+        "function",
+        "name",
+        "arguments",
+        "id",
+        "tool_calls",
+        1,
+    ]
+    return {key: any_value(rng, depth - 1) for key in rng.sample(keys, rng.randint(0, 4))}
+
+
+def test_malformed_conversations_are_never_defects(templates):
+    rng = random.Random(6)
+    for _ in range(4000):
+        message = {"role": rng.choice(["user", "assistant", "tool"]), "content": "x"}
+        message |= {
+            key: any_value(rng, 4)
+            for key in rng.sample(["content", "tool_calls", "tool_call_id", "name"], 2)
+        }
+        messages = rng.choice([[U, message], [message, U], any_value(rng, 3)])
+        tools = any_value(rng, 4) if rng.random() < 0.3 else None
+        for template in templates.values():
+            with contextlib.suppress(MixtralError):
+                template.encode(messages, tools=tools)
+
+
 def test_tools_need_a_form(templates):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     with pytest.raises(UsageError, match="no form for tools"):
@@ -494,9 +531,9 @@ OTHER_FORMS = {
         "{{ '<|im_start|>system\nYou are Dolphin.<|im_end|>\n' }}{% endif %}" + CHATML
     ),
     "zephyr": (
-        "{% for m in messages %}\n{% if m.role == 'user' %}\n{{ '<|user|>\n' + m.content + "
-        "eos_token }}\n{% elif m.role == 'system' %}\n{{ '<|system|>\n' + m.content + eos_token "
-        "}}\n{% else %}\n{{ '<|assistant|>\n' + m.content + eos_token }}\n{% endif %}\n"
+        "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ '<|user|>\n' + m.content + "
+        "eos_token }}\n  {% elif m.role == 'system' %}\n{{ '<|system|>\n' + m.content + eos_token "
+        "}}\n  {% else %}\n{{ '<|assistant|>\n' + m.content + eos_token }}\n  {% endif %}\n"
         "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
         "{% endfor %}"
     ),
