@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mistral_common
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
@@ -138,11 +138,13 @@ def test_streaming_takes_the_same_time_for_every_token(tokenizers):
 @pytest.mark.parametrize("version", VERSIONS)
 @settings(deadline=None, max_examples=400)
 @given(text=st.text())
+@example(text="▁ ▁")
 def test_encode_is_plain_sentencepiece_and_comes_back(tokenizers, version, text):
     t = tokenizers[version]
     assert t.encode(text) == MODELS[version].encode(text)
     assert t.encode(text, bos=True) == [1, *t.encode(text)]
-    assert t.decode(t.encode(text)) == text
+    # SentencePiece's own sign for a space is the one character that does not come back.
+    assert t.decode(t.encode(text)) == text.replace("▁", " ")
 
 
 TYPED = ["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[control_9]", "<|im_end|>", "<unk>"]
