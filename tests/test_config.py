@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 from checkpoints import quantization, tiny_config
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec, read_config
 from mlx_mixtral.errors import ModelError
+
+FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # As published with Mixtral-8x7B-v0.1 (transformers 4.36).
 MIXTRAL_8X7B = {
@@ -266,7 +268,7 @@ KEYS = sorted({*MIXTRAL_8X7B, "head_dim", "rope_parameters", "rope_scaling", "qu
                "quantization_config", "sliding_window", "attention_bias"})  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@FUZZ
 @given(st.sampled_from(["mixtral", "mistral"]), st.dictionaries(st.sampled_from(KEYS), ANY_JSON))
 def test_any_value_anywhere_is_a_config_or_a_clear_refusal(kind, changes):
     try:
@@ -275,7 +277,7 @@ def test_any_value_anywhere_is_a_config_or_a_clear_refusal(kind, changes):
         assert "\n" not in str(error)  # noqa: PT017
 
 
-@settings(max_examples=150, deadline=None)
+@FUZZ
 @given(st.dictionaries(st.sampled_from([*MAGNET_8X7B, "sliding_window", "rope_theta"]), ANY_JSON))
 def test_any_value_in_params_is_a_config_or_a_clear_refusal(changes):
     try:

@@ -5,12 +5,14 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from checkpoints import random_ids, relative_difference, tiny_config, write_mlx
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_mixtral.experts.resident import QuantizedStackedLinear, ResidentExperts, StackedLinear
 from mlx_mixtral.loading import load_model
 from mlx_mixtral.model.moe import SparseMoE, route
+
+FUZZ = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # --- the router
 
@@ -40,7 +42,7 @@ def test_one_expert_has_all_the_weight():
     assert route(mx.array([[0.0, 9.0]]), 1)[1].tolist() == [[1.0]]
 
 
-@settings(max_examples=50, deadline=None)
+@FUZZ
 @given(st.integers(0, 2**32 - 1), st.sampled_from([4, 8]), st.integers(1, 4))
 def test_routing_against_numpy(seed, experts, k):
     # Halves: ties are frequent, and exact.

@@ -109,8 +109,8 @@ def test_every_weight_is_in_memory_when_load_returns(tmp_path):
     config = tiny_config()
     model = load_model(write_hf(tmp_path, config, shards=3), config)
     for file in tmp_path.glob("*.safetensors"):
-        file.unlink()
-    assert np.isfinite(np.array(model(random_ids(config)))).all()
+        os.truncate(file, 0)  # unlike a deleted file, this shows through one still open
+    assert np.abs(np.array(model(random_ids(config)))).max() > 0.1
 
 
 def test_progress_counts_bytes_to_the_end(tmp_path):
@@ -152,7 +152,7 @@ def test_loading_needs_little_more_than_the_model(tmp_path):
     assert 190e6 < total < 230e6
     grown = int(subprocess.check_output([sys.executable, "-c", CHILD, str(tmp_path)]))
     stack = 8 * 1024 * 1024 * 4
-    assert grown < total + stack + 20e6
+    assert total < grown < total + stack + 20e6
 
 
 # --- refusals

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -22,14 +21,14 @@ from checkpoints import (
     write_mlx,
     write_safetensors,
 )
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_mixtral.config import read_config
 from mlx_mixtral.errors import ModelError
 from mlx_mixtral.weights import open_weights, packed_shapes, read_header
 
-GOLDEN = Path(__file__).parent / "golden"
+FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 CONFIG = tiny_config(hidden_size=32, intermediate_size=32, head_dim=8, num_hidden_layers=1)
 QUANTIZED = tiny_config(num_hidden_layers=1, quantization=quantization(4))
 SWITCH = "model.layers.0.block_sparse_moe.switch_mlp"
@@ -515,7 +514,7 @@ def test_a_header_padded_with_spaces_and_with_metadata(tmp_path):
 HONEST = safetensors_bytes({n: encode(np.arange(4)) for n in ("one", "two")}, metadata={"a": "b"})
 
 
-@settings(max_examples=300, deadline=None)
+@FUZZ
 @given(st.data())
 def test_mutated_bytes_are_read_or_refused(tmp_path_factory, data):
     length = len(HONEST) - 32
@@ -532,7 +531,7 @@ ODD = st.sampled_from([None, -1, 0, 1, 16, 1 << 59, 1 << 70, 1.5, "", "F32", "BF
 ENTRY = st.fixed_dictionaries({}, optional=dict.fromkeys(("dtype", "shape", "data_offsets"), ODD))
 
 
-@settings(max_examples=200, deadline=None)
+@FUZZ
 @given(st.dictionaries(st.sampled_from(["a", "b", "__metadata__", "\ud800"]), ODD | ENTRY))
 def test_any_header_is_read_or_refused(tmp_path_factory, header):
     attempt(tmp_path_factory, with_header(header, bytes(32)))
