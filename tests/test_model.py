@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 from mlx_mixtral.config import read_config
 from mlx_mixtral.generation.prompt_cache import make_caches
 from mlx_mixtral.loading import load_model
-from mlx_mixtral.weights import read_header
+from mlx_mixtral.shards import read_header
 
 GOLDEN = sorted(p.parent for p in (Path(__file__).parent / "golden").glob("*/golden.npz"))
 DENSE_WINDOW = {"num_local_experts": 0, "sliding_window": 5, "num_hidden_layers": 3}

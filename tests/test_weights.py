@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from mlx_mixtral.config import read_config
 from mlx_mixtral.errors import ModelError
-from mlx_mixtral.weights import open_weights, packed_shapes, read_header
+from mlx_mixtral.shards import read_header
+from mlx_mixtral.weights import open_weights, packed_shapes
 
 FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 CONFIG = tiny_config(hidden_size=32, intermediate_size=32, head_dim=8, num_hidden_layers=1)

@@ -42,11 +42,11 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
         """[B, L, D] -> [B, L, D]; with a cache, x continues the tokens that it holds."""
-        offset = cache.offset if cache else 0
+        offset = cache.offset if cache is not None else 0
         q = self._rope(self._split(self.q_proj(x), self.heads), offset)
         k = self._rope(self._split(self.k_proj(x), self.kv_heads), offset)
         v = self._split(self.v_proj(x), self.kv_heads)
-        if cache:
+        if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
         return self.o_proj(y.swapaxes(1, 2).flatten(2))
