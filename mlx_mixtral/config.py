@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlx_mixtral.errors import ModelError
+from mlx_mixtral.jsonfile import read_json
 
 # Legal bits and group sizes of each of MLX's quantization modes.
 MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -248,17 +248,6 @@ def read_config(folder: Path) -> ModelConfig:
             except ModelError as error:
                 raise ModelError(f"{path}: {error}") from None
     raise ModelError(f"{folder} has no config.json; a model folder holds one beside its weights")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ModelError when it is anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}); fetch it again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object; fetch it again")
-    return value
 
 
 def _integer(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:

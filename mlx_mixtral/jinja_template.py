@@ -21,9 +21,10 @@ from typing import Any
 
 from mlx_mixtral import jinja_worker
 from mlx_mixtral.errors import MixtralError, ModelError, UsageError
+from mlx_mixtral.jsonfile import read_json_if_there
 from mlx_mixtral.messages import json_text, read_messages, read_tools
 from mlx_mixtral.template import Template
-from mlx_mixtral.tokenizer import Tokenizer, read_json, token_text
+from mlx_mixtral.tokenizer import Tokenizer, token_text
 
 _MAX_SOURCE = 256 << 10
 _WALL_SECONDS = 60  # the worker bounds its own CPU time; this is for a stalled machine
@@ -55,7 +56,7 @@ def chat_templates(folder: Path) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"cannot read {path}: download it again") from error
     for name in ("chat_template.json", "tokenizer_config.json"):
-        found = read_json(folder / name).get("chat_template") if found is None else found
+        found = read_json_if_there(folder / name).get("chat_template") if found is None else found
     if found is None:
         return {}
     if isinstance(found, str):
@@ -188,7 +189,7 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 def _special_tokens(folder: Path) -> dict[str, str]:
     """The variables ``bos_token`` and so on, from tokenizer_config.json."""
-    config = read_json(folder / "tokenizer_config.json")
+    config = read_json_if_there(folder / "tokenizer_config.json")
     texts = {key: token_text(value) for key, value in config.items() if key.endswith("_token")}
     named = {key: text for key, text in texts.items() if text is not None}
     return {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **named}

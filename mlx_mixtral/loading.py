@@ -10,9 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_mixtral.catalog import resolve
-from mlx_mixtral.config import ModelConfig, read_config, read_json
+from mlx_mixtral.config import ModelConfig, read_config
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.experts.resident import ResidentExperts
+from mlx_mixtral.jsonfile import read_json_if_there
 from mlx_mixtral.model.transformer import Transformer
 from mlx_mixtral.template import Template, template_for
 from mlx_mixtral.tokenizer import Tokenizer
@@ -117,8 +118,7 @@ def weight_dtype(name: str, dtype: mx.Dtype) -> mx.Dtype:
 
 def _chat_temperature(folder: Path) -> float:
     """What generation_config.json recommends; 0.7, Mistral's own, where it says nothing."""
-    path = folder / "generation_config.json"
-    settings = read_json(path) if path.is_file() else {}
+    settings = read_json_if_there(folder / "generation_config.json")
     if settings.get("do_sample") is False:
         return 0.0
     value = settings.get("temperature", 0.7)

@@ -15,8 +15,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_mixtral.config import read_json
 from mlx_mixtral.errors import ModelError
+from mlx_mixtral.jsonfile import read_json
 
 INDEX = "model.safetensors.index.json"
 

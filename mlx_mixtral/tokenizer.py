@@ -7,7 +7,6 @@ here: those are asked for by name, with ``Tokenizer.control_id``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from mlx_mixtral.errors import MixtralError, ModelError
+from mlx_mixtral.jsonfile import read_json_if_there
 
 _MODEL_FILES = ("tokenizer.model", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
-_MAX_FILE_BYTES = 64 << 20  # the real files have half a MB to 4 MB
 _MAX_ADDED_ID = 1 << 20
 _SPACE = "▁"
 _REPLACEMENT = "\ufffd"
@@ -73,7 +72,7 @@ class Tokenizer:
         """
         folder = Path(path)
         model = _read_model(folder)
-        config = read_json(folder / "tokenizer_config.json")
+        config = read_json_if_there(folder / "tokenizer_config.json")
         eos_ids = _eos_ids(folder)
         added = _added_tokens(folder, config)
         by_text = {token.text: i for i, token in added.items()}
@@ -172,37 +171,11 @@ class AddedToken:
     special: bool
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model folder; empty when there is no such file.
-
-    Raises:
-        ModelError: it cannot be read, is too large, or is no JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: download it again") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} does not hold a JSON object: download it again")
-    return content
-
-
 def token_text(token: object) -> str | None:
     """The text of a token in tokenizer_config.json: a string, or an object with "content"."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ModelError(f"{path} is far too large for its kind: download it again")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {path} ({error.strerror}): check the file") from error
 
 
 def _read_model(folder: Path) -> SentencePieceProcessor:
@@ -215,9 +188,9 @@ def _read_model(folder: Path) -> SentencePieceProcessor:
         )
     model = SentencePieceProcessor()
     try:
-        model.LoadFromSerializedProto(_read(path))
+        model.LoadFromSerializedProto(path.read_bytes())
         usable = model.vocab_size() > 0 and model.bos_id() >= 0 and model.eos_id() >= 0
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path} is damaged: download it again") from error
     if not usable:
         raise ModelError(f"{path} has no <s> and </s>: it is not a Mistral tokenizer, replace it")
@@ -248,15 +221,15 @@ def _version(pieces: Mapping[str, int]) -> str:
 
 def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
     """Added tokens by id; where files disagree, the one that transformers trusts more wins."""
-    named = {**read_json(folder / "special_tokens_map.json"), **config}
+    named = {**read_json_if_there(folder / "special_tokens_map.json"), **config}
     extra = named.get("additional_special_tokens")
     specials = {token_text(t) for key, t in named.items() if key.endswith("_token")}
     specials |= {token_text(t) for t in extra} if isinstance(extra, list) else set()
     found: dict[int, AddedToken] = {}
     try:
-        for text, i in read_json(folder / "added_tokens.json").items():
+        for text, i in read_json_if_there(folder / "added_tokens.json").items():
             found[_token_id(i)] = AddedToken(_text(text), text in specials)
-        for entry in read_json(folder / "tokenizer.json").get("added_tokens") or ():
+        for entry in read_json_if_there(folder / "tokenizer.json").get("added_tokens") or ():
             found[_token_id(entry["id"])] = AddedToken(
                 _text(entry["content"]), bool(entry.get("special"))
             )
@@ -290,7 +263,7 @@ def _eos_ids(folder: Path) -> list[int]:
     """
     ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
-        value = read_json(folder / name).get("eos_token_id")
+        value = read_json_if_there(folder / name).get("eos_token_id")
         try:
             ids += (
                 [_token_id(i) for i in (value if isinstance(value, list) else [value])]
