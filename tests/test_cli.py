@@ -2,10 +2,10 @@
 
 import io
 import json
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -143,7 +143,13 @@ def test_streams_that_end_early_are_met_quietly() -> None:
 
 def test_ctrl_c_in_a_pipe() -> None:
     endless = ["generate", "demo", "-p", QUESTION, "--logit-bias", "2=-100"]
-    with subprocess.Popen([*COMMAND, *endless], stdout=-1, stderr=-1) as process:
+    with subprocess.Popen(
+        [*COMMAND, *endless],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that starts the tests in the background makes them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.read(1) == b"A"
         process.send_signal(signal.SIGINT)
@@ -154,9 +160,12 @@ def test_ctrl_c_in_a_pipe() -> None:
 @pytest.mark.parametrize("code", ["-m mlx_mixtral --help", "-c 'import mlx_mixtral'"])
 def test_start_up_time(code: str) -> None:
     def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run(f"{sys.executable} {code}", shell=True, check=True, stdout=-3)
-        return time.perf_counter() - start
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            f"{sys.executable} {code}", shell=True, check=True, stdout=subprocess.DEVNULL
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # The best of several, because the machine may be busy; over at the first good one.
-    assert any(seconds() <= 0.3 for _ in range(10))
+    # Processor time and the best of several, because the machine may be busy with other work.
+    assert min(seconds() for _ in range(3)) <= 0.3

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import stat
 import sys
 import time
@@ -41,6 +42,8 @@ class Terminal:
             env=plain | {"TERM": "xterm-256color"} | environment,
             dimensions=(24, 80),
             encoding="utf-8",
+            # A shell that starts the tests in the background makes them ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.screen.answer = self.process.send
 
@@ -48,18 +51,21 @@ class Terminal:
         above = ["".join(row[x].data for x in range(80)) for row in self.screen.history.top]
         return "\n".join(line.rstrip() for line in [*above, *self.screen.display]).rstrip()
 
-    def wait(self, pattern: str, seconds: float = 10) -> str:
-        """Read until the pattern stands on the screen; the text then."""
+    def wait(self, pattern: str, seconds: float = 30) -> str:
+        """Read until the pattern stands on the screen or above it; the text then."""
+        self._read_until(lambda: re.search(pattern, self.text()), pattern, seconds)
+        return self.text()
+
+    def _read_until(self, done: Callable[[], object], what: str, seconds: float = 30) -> None:
         end = time.monotonic() + seconds
-        while not re.search(pattern, self.text()):
-            assert time.monotonic() < end, f"no {pattern!r} in:\n{self.text()}"
+        while not done():
+            assert time.monotonic() < end, f"no {what!r} in:\n{self.text()}"
             try:
                 new = self.process.read_nonblocking(10_000, timeout=0.05)
             except pexpect.TIMEOUT:
                 continue
             self.received += new
             self.stream.feed(new)
-        return self.text()
 
     def keys(self, *keys: str) -> None:
         for key in keys:
@@ -72,9 +78,9 @@ class Terminal:
 
     def clear(self) -> None:
         """Forget what was shown, so that ``wait`` finds only what is new."""
-        self.screen.history.top.clear()
         self.keys("\x0c")  # Ctrl-L
-        self.wait(r"\A\n*(\(1 file\) )?>\n+demo")
+        self._read_until(lambda: not "".join(self.screen.display[1:-1]).strip(), "a clear screen")
+        self.screen.history.top.clear()
 
     def leave(self) -> int:
         self.keys(CTRL_D)
@@ -131,7 +137,9 @@ def test_a_conversation(terminal: Terminal, folder: Path) -> None:
     terminal.say("/stats", "error: there is no answer yet")
 
     terminal.clear()
-    terminal.keys("/set tempe", TAB, " 0.5", ENTER)
+    terminal.keys("/set tempe", TAB)
+    terminal.wait("/set temperature")
+    terminal.keys(" 0.5", ENTER)
     terminal.wait(r"temperature = 0\.5")
     terminal.keys("/load ta", TAB)
     terminal.wait(r"> /load talk\.json")

@@ -38,8 +38,8 @@ class MarkdownView:
     """Rendered Markdown.
 
     Only the last block can still change, so only its lines are drawn again, from the first
-    one that differs. Finished blocks, and lines that have scrolled out of the window,
-    are left alone: the scrollback holds each of them once.
+    one that differs. Finished blocks, and lines that have scrolled out of the window, are
+    left alone: the scrollback holds each of them once.
     """
 
     def __init__(self, console: Console) -> None:

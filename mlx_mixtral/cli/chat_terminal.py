@@ -37,7 +37,7 @@ class ChatTerminal:
         self.open = True
         self._dropped = 0  # turns that the last prompt left out
         self._name = Path(lm.name).name or lm.path.name
-        self._console = Console(theme=THEME, highlight=False)
+        self._console = Console(theme=THEME, highlight=False, emoji=False)
         self._prompt: Prompt
         if self._console.is_dumb_terminal:
             self._prompt = DumbPrompt()
@@ -91,7 +91,7 @@ class ChatTerminal:
         if reason == "length" and chat.last is not None:
             cut = chat.last.stats.completion_tokens == chat.sampling.max_tokens
             self.tell("The answer has reached max_tokens." if cut else "The context is full.")
-        if chat.dropped > self._dropped:
+        if chat.dropped and chat.dropped != self._dropped:
             self.tell(f"The oldest turns no longer fit: {chat.dropped} are left out from now on.")
         self._dropped = chat.dropped
 
