@@ -28,10 +28,6 @@ ARROWS = {
     "server": "chat loading generation template config errors",
     "lab": "loading generation experts model weights config catalog errors",
 }
-# Files that make up a part beside the one of its name.
-PART = {"messages": "template", "jinja_template": "template", "jinja_worker": "template",
-        "mistral_template": "template"}  # fmt: skip
-
 # What takes long to import and `import mlx_mixtral` and `mixtral-mlx --help` do without.
 HEAVY = {"mlx_lm", "transformers", "torch", "huggingface_hub", "jinja2", "rich", "prompt_toolkit"}
 
@@ -65,7 +61,7 @@ def part(name):
     """``mlx_mixtral.model.moe`` belongs to ``model``."""
     top, _, rest = name.partition(".")
     first = rest.partition(".")[0]
-    return PART.get(first, first) if top == "mlx_mixtral" else ""
+    return first if top == "mlx_mixtral" else ""
 
 
 def inner(files=FILES):

@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_mixtral import jinja_worker
 from mlx_mixtral.errors import MixtralError, ModelError, UsageError
 from mlx_mixtral.jsonfile import read_json_if_there
-from mlx_mixtral.messages import json_text, read_messages, read_tools
-from mlx_mixtral.template import Template
+from mlx_mixtral.template import jinja_worker
+from mlx_mixtral.template.base import Template
+from mlx_mixtral.template.messages import json_text, read_messages, read_tools
 from mlx_mixtral.tokenizer import Tokenizer, token_text
 
 _MAX_SOURCE = 256 << 10

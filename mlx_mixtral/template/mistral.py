@@ -9,7 +9,8 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.messages import (
+from mlx_mixtral.template.base import Template
+from mlx_mixtral.template.messages import (
     Message,
     ToolCall,
     json_text,
@@ -17,7 +18,6 @@ from mlx_mixtral.messages import (
     read_messages,
     read_tools,
 )
-from mlx_mixtral.template import Template
 from mlx_mixtral.tokenizer import Tokenizer
 
 _FOLLOWERS = {
