@@ -92,9 +92,28 @@ BALANCED: list[tuple[Skill, float, float]] = [
 ]
 
 
-def balanced(long_chats: Skill) -> list[tuple[Skill, float]]:
+# In the last stage the skills that were still weak count more, and copying less.
+FINISHING: dict[Skill, float] = {
+    dictionary: 8,
+    category: 5.5,
+    numbers: 5,
+    translation: 6.5,
+    to_english: 8,
+    facts: 9,
+    reading: 4,
+    unknown: 5,
+    unknown_common: 5.5,
+    division: 3,
+    copying: 14,
+    copying_loose: 8,
+    long_chat: 19,
+}
+
+
+def finishing() -> list[tuple[Skill, float]]:
+    """The weights of the last stage, in which the long chats are longer."""
     return [
-        (long_chats if skill is long_chat else skill, percent / tokens)
+        (very_long_chat if skill is long_chat else skill, FINISHING.get(skill, percent) / tokens)
         for skill, percent, tokens in BALANCED
     ]
 
@@ -107,8 +126,8 @@ STAGES: list[list[tuple[Skill, float]]] = [
     [*ALL_SKILLS, (reading, 7), (late, 16)],
     [*ALL_SKILLS, (reading, 7), (late, 4), (small_sums, 40)],
     [*ALL_SKILLS, (reading, 9), (late, 3), (small_sums, 10), (copying, 48), (long_chat, 30)],
-    balanced(long_chat),
-    balanced(very_long_chat),
+    [(skill, percent / tokens) for skill, percent, tokens in BALANCED],
+    finishing(),
 ]
 CARELESS_STAGE, LATE_STAGE, BALANCED_STAGE = 2, 3, 6
 CARELESS_SHARE, EARLY_CARELESS_SHARE = 0.3, 0.12

@@ -78,6 +78,7 @@ class Phase:
 MAIN = Schedule(0, 2250, 0.02, 0.003)
 FINISH = Schedule(0, 2310, 0.05, 0.0075)
 BALANCED = Schedule(2720, 3900, 0.0125, 0.0018)
+LONGER = Schedule(2720, 4080, 0.0125, 0.0018)
 PHASES = (
     Phase(750, 0, 16, 256, MAIN),
     Phase(1250, 1, 16, 256, MAIN),
@@ -87,8 +88,13 @@ PHASES = (
     Phase(2500, 5, 4, 1024, Schedule(2310, 2850, 0.012, 0.002)),
     Phase(2720, 5, 4, 1024, Schedule(2310, 2720, 0.012, 0.002)),
     Phase(3000, 6, 4, 1024, Schedule(2720, 4520, 0.018, 0.0025)),
-    Phase(3560, 6, 4, 1024, BALANCED),
-    Phase(3900, 7, 2, 2048, BALANCED),
+    Phase(3050, 6, 4, 1024, Schedule(2720, 3900, 0.0125, 0.0018)),
+    Phase(3150, 6, 4, 1024, Schedule(2720, 3700, 0.0125, 0.0018)),
+    Phase(3250, 6, 4, 1024, Schedule(2720, 3500, 0.0125, 0.0018)),
+    Phase(3450, 6, 4, 1024, Schedule(2720, 3800, 0.0125, 0.0018)),
+    Phase(3500, 6, 4, 1024, BALANCED),
+    Phase(3650, 7, 2, 2048, BALANCED),
+    Phase(4080, 7, 2, 2048, LONGER),
 )
 
 
