@@ -147,11 +147,14 @@ class Chat:
         prompt, dropped = self._prompt(messages)
         self._stop.clear()
         pieces = answer(self.lm, prompt, self.sampling, self._cache, self._stop.is_set)
-        self.messages, self.dropped = messages, dropped
-        return self._record(pieces)
+        return self._record(messages, dropped, pieces)
 
-    def _record(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        said: list[Piece] = []
+    def _record(
+        self, messages: list[Message], dropped: int, pieces: Iterator[Piece]
+    ) -> Iterator[Piece]:
+        """Pass the pieces on and keep what they say. Nothing changes before the first is asked."""
+        before, said = self.messages, []
+        self.messages, self.dropped = messages, dropped
         try:
             for piece in pieces:
                 said.append(piece)
@@ -162,7 +165,7 @@ class Chat:
                 self.messages.append({"role": "assistant", "content": text})
             else:
                 # No template has a place for an empty answer.
-                self.messages.pop()
+                self.messages = before
             self.last = collect(self.lm, iter(said)) if said and said[-1].stats else None
 
     def _prompt(self, messages: list[Message]) -> tuple[list[int], int]:
