@@ -134,9 +134,11 @@ def test_stop_strings_cut_text_across_tokens(demo: LanguageModel):
 def test_the_context_is_never_exceeded(small: LanguageModel):
     limit = small.config.max_position_embeddings
     filler = small.tokenizer.encode("word " * limit)
-    done = generate(small, [1, *filler][: limit - 3], logit_bias={2: -100.0})
-    assert done.finish_reason == "length"
-    assert done.stats.prompt_tokens + len(done.tokens) == limit
+    for most in (None, 50):
+        prompt = [1, *filler][: limit - 3]
+        done = generate(small, prompt, logit_bias={2: -100.0}, max_tokens=most)
+        assert done.finish_reason == "length"
+        assert done.stats.prompt_tokens + len(done.tokens) == limit
     with pytest.raises(ContextError, match=f"{limit}"):
         generate(small, [1, *filler][:limit])
 
