@@ -31,11 +31,9 @@ format: $(VENV)/ready-dev
 # Installing is quiet and speaks on standard error, so that `echo hello | make chat` prints
 # the answer alone.
 $(VENV)/ready: pyproject.toml
-ifeq ($(PYTHON),)
-	@echo 'error: this needs Python 3.11 or newer, and there is none on the PATH; install one' \
-	  '(python.org, or: brew install python@3.13) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2
-	@exit 1
-endif
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'error: this needs Python 3.11 or newer; install it (brew install python@3.13, or' \
+	  'python.org), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2; exit 1; }
 	@echo 'Installing into $(VENV) (once, about a minute) ...' >&2
 	@$(PYTHON) -m venv $(VENV) >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . >&2
