@@ -92,7 +92,7 @@ BALANCED: list[tuple[Skill, float, float]] = [
 ]
 
 
-# In the last stage the skills that were still weak count more, and copying less.
+# In the last two stages the skills that were still weak count more, and copying less.
 FINISHING: dict[Skill, float] = {
     dictionary: 8,
     category: 5.5,
@@ -108,12 +108,28 @@ FINISHING: dict[Skill, float] = {
     copying_loose: 8,
     long_chat: 19,
 }
+WEAKEST: dict[Skill, float] = {
+    dictionary: 7,
+    category: 8,
+    numbers: 9,
+    counting: 3,
+    translation: 7,
+    to_english: 9,
+    facts: 10,
+    reading: 6,
+    unknown: 6,
+    unknown_common: 8,
+    division: 5,
+    copying: 12,
+    copying_loose: 5,
+    long_chat: 15,
+}
 
 
-def finishing() -> list[tuple[Skill, float]]:
-    """The weights of the last stage, in which the long chats are longer."""
+def balanced(changed: dict[Skill, float], long_chats: Skill) -> list[tuple[Skill, float]]:
+    """The weights of a stage, from percentages of ``BALANCED`` or their changes."""
     return [
-        (very_long_chat if skill is long_chat else skill, FINISHING.get(skill, percent) / tokens)
+        (long_chats if skill is long_chat else skill, changed.get(skill, percent) / tokens)
         for skill, percent, tokens in BALANCED
     ]
 
@@ -126,8 +142,9 @@ STAGES: list[list[tuple[Skill, float]]] = [
     [*ALL_SKILLS, (reading, 7), (late, 16)],
     [*ALL_SKILLS, (reading, 7), (late, 4), (small_sums, 40)],
     [*ALL_SKILLS, (reading, 9), (late, 3), (small_sums, 10), (copying, 48), (long_chat, 30)],
-    [(skill, percent / tokens) for skill, percent, tokens in BALANCED],
-    finishing(),
+    balanced({}, long_chat),
+    balanced(FINISHING, very_long_chat),
+    balanced(WEAKEST, very_long_chat),
 ]
 CARELESS_STAGE, LATE_STAGE, BALANCED_STAGE = 2, 3, 6
 CARELESS_SHARE, EARLY_CARELESS_SHARE = 0.3, 0.12

@@ -75,26 +75,29 @@ class Phase:
     schedule: Schedule
 
 
+def balanced_until(end: int) -> Schedule:
+    """The last schedule. Its end was moved while it ran, as the time that was left allowed."""
+    return Schedule(2720, end, 0.0125, 0.0018)
+
+
 MAIN = Schedule(0, 2250, 0.02, 0.003)
-FINISH = Schedule(0, 2310, 0.05, 0.0075)
-BALANCED = Schedule(2720, 3900, 0.0125, 0.0018)
-LONGER = Schedule(2720, 4080, 0.0125, 0.0018)
 PHASES = (
     Phase(750, 0, 16, 256, MAIN),
     Phase(1250, 1, 16, 256, MAIN),
     Phase(2000, 2, 16, 256, MAIN),
     Phase(2250, 3, 16, 256, MAIN),
-    Phase(2310, 4, 16, 256, FINISH),
+    Phase(2310, 4, 16, 256, Schedule(0, 2310, 0.05, 0.0075)),
     Phase(2500, 5, 4, 1024, Schedule(2310, 2850, 0.012, 0.002)),
     Phase(2720, 5, 4, 1024, Schedule(2310, 2720, 0.012, 0.002)),
     Phase(3000, 6, 4, 1024, Schedule(2720, 4520, 0.018, 0.0025)),
-    Phase(3050, 6, 4, 1024, Schedule(2720, 3900, 0.0125, 0.0018)),
-    Phase(3150, 6, 4, 1024, Schedule(2720, 3700, 0.0125, 0.0018)),
-    Phase(3250, 6, 4, 1024, Schedule(2720, 3500, 0.0125, 0.0018)),
-    Phase(3450, 6, 4, 1024, Schedule(2720, 3800, 0.0125, 0.0018)),
-    Phase(3500, 6, 4, 1024, BALANCED),
-    Phase(3650, 7, 2, 2048, BALANCED),
-    Phase(4080, 7, 2, 2048, LONGER),
+    Phase(3050, 6, 4, 1024, balanced_until(3900)),
+    Phase(3150, 6, 4, 1024, balanced_until(3700)),
+    Phase(3250, 6, 4, 1024, balanced_until(3500)),
+    Phase(3450, 6, 4, 1024, balanced_until(3800)),
+    Phase(3500, 6, 4, 1024, balanced_until(3900)),
+    Phase(3650, 7, 2, 2048, balanced_until(3900)),
+    Phase(4050, 7, 2, 2048, balanced_until(4080)),
+    Phase(4270, 8, 2, 2048, balanced_until(4270)),
 )
 
 
