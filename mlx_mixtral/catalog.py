@@ -33,6 +33,7 @@ def installed() -> dict[str, Path]:
 
 
 def is_model(folder: Path) -> bool:
+    """Whether a folder looks like a model's: it has a configuration."""
     return (folder / "config.json").is_file() or (folder / "params.json").is_file()
 
 

@@ -85,15 +85,14 @@ def _prefill(
     model: Transformer, cache: PromptCache, prompt: list[int], interrupted: Callable[[], bool]
 ) -> mx.array | None:
     """Logits [1, V] after the prompt, or None when interrupted."""
-    chunk = prefill_chunk()
-    hidden = None
-    for start in range(len(cache.tokens), len(prompt), chunk):
-        if interrupted():
-            return None
+    chunk, start = prefill_chunk(), len(cache.tokens)
+    while not interrupted():
         ids = mx.array([prompt[start : start + chunk]])
         hidden = model.hidden(ids, cache.layers)[:, -1]
         # One chunk at a time: its activations are freed before the next one's are made.
         mx.eval(hidden)
         mx.clear_cache()
-    assert hidden is not None  # reuse() leaves at least one token
-    return model.head(hidden)
+        start += chunk
+        if start >= len(prompt):
+            return model.head(hidden)
+    return None

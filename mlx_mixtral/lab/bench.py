@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampling
-from mlx_mixtral.generation.text import answer
+from mlx_mixtral.generation.text import answer, collect
 from mlx_mixtral.loading import LanguageModel, load
 
 
@@ -33,9 +33,8 @@ class Speed(NamedTuple):
 def measure(lm: LanguageModel, prompt: list[int], count: int) -> Speed:
     """The speed of this program."""
     settings = Sampling(max_tokens=count, logit_bias=dict.fromkeys(lm.tokenizer.stop_ids, -10000.0))
-    *_, last = answer(lm, prompt, settings, PromptCache(lm.config))
-    assert last.stats is not None
-    return Speed(last.stats.prompt_tps, last.stats.generation_tps)
+    stats = collect(lm, answer(lm, prompt, settings, PromptCache(lm.config))).stats
+    return Speed(stats.prompt_tps, stats.generation_tps)
 
 
 def mlx_lm_runner(folder: Path) -> Callable[[list[int], int], Speed]:
@@ -55,34 +54,36 @@ def mlx_lm_runner(folder: Path) -> Callable[[list[int], int], Speed]:
     return run
 
 
-def compare(model: str, prompt_tokens: int, count: int, repeat: int) -> None:
-    """Print the medians of both, and of their ratios."""
+def compare(model: str, prompt_tokens: int, count: int, repeat: int) -> str:
+    """A table of the medians of both, and of their ratios."""
     lm = load(model)
     theirs = mlx_lm_runner(lm.path)
     prompt = [3 + (7 * n) % (lm.config.vocab_size - 3) for n in range(prompt_tokens)]
     measure(lm, prompt, 4)
     theirs(prompt, 4)
     pairs = [(measure(lm, prompt, count), theirs(prompt, count)) for _ in range(repeat)]
-    print(
-        f"{lm.name}: {prompt_tokens} tokens in, {count} out, {repeat} pairs, {mx.default_device()}"
-    )
-    print(f"{'tok/s':10}{'ours':>10}{'mlx-lm':>10}{'ratio':>8}")
+    lines = [
+        f"{lm.name}: {prompt_tokens} tokens in, {count} out, {repeat} pairs, {mx.default_device()}",
+        f"{'tok/s':10}{'ours':>10}{'mlx-lm':>10}{'ratio':>8}",
+    ]
     for kind in Speed._fields:
         ours = [getattr(a, kind) for a, _ in pairs]
         other = [getattr(b, kind) for _, b in pairs]
         ratio = statistics.median(a / b for a, b in zip(ours, other, strict=True))
         medians = statistics.median(ours), statistics.median(other)
-        print(f"{kind:10}{medians[0]:10.1f}{medians[1]:10.1f}{ratio:7.2f}x")
+        lines.append(f"{kind:10}{medians[0]:10.1f}{medians[1]:10.1f}{ratio:7.2f}x")
+    return "\n".join(lines)
 
 
 def main() -> None:
+    """``python -m mlx_mixtral.lab.bench``"""
     parser = argparse.ArgumentParser(description="ours against mlx-lm, in one run")
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--generate", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
-    compare(options.model, options.prompt, options.generate, options.repeat)
+    print(compare(options.model, options.prompt, options.generate, options.repeat))
 
 
 if __name__ == "__main__":
