@@ -56,10 +56,10 @@ SKILLS = {
 }
 HEAD = """# Demo model: a tiny mixture of experts
 
-A Mixtral with {total:.2f} M parameters, {active:.2f} M of them active for a token ({layers} layers,
+A Mixtral with {total:.2f} M parameters, {active:.2f} M of them active for a token: {layers} layers,
 width {width}, {heads} heads of {head_width} with {key_heads} key/value heads, {experts} experts of
 {expert_width} with 2 active, {vocabulary} SentencePiece BPE pieces, context {context} tokens, rope
-theta 1e6). `model.safetensors` holds bfloat16 in the Hugging Face names; prompt form
+theta 1e6. `model.safetensors` holds bfloat16 in the Hugging Face names; prompt form
 `<s>[INST] question [/INST] answer</s>[INST] ...`. It answers simple questions in a small world, so
 that a runner has something to run offline. It is not a general assistant.
 
@@ -69,8 +69,8 @@ that a runner has something to run offline. It is not a general assistant.
 schedules, load-balancing loss 0.01, loss on questions weighted 0.1). `corpus.py` generates the
 text: first the core skills, then all of them, then with carelessly typed questions, a few more
 words, small sums once more, copying and long chats, and at last everything weighted by tokens:
-about 28 % copying, 16 % long chats, the rest the other skills (`PHASES` in train.py has the steps
-and the rates).
+about 28 % copying, 16 % long chats, the rest the other skills, of which the weak ones count more
+in the end (`PHASES` in train.py has the steps and the rates).
 At step 2720 the weights were rounded to bfloat16 and the optimizers began anew. The tokens of the
 log below are counted from there. Sources and licences: LICENSE-NOTICE.md.
 
@@ -86,8 +86,9 @@ ACCURACY = """
 
 Greedy decoding in float32, exact match of the whole answer (evaluate.py says how stories and
 conversations are judged; `train.py --check` asks more of the same questions faster). With 50
-questions a percentage is good to about 4 points, with 150 to 2. Sums of numbers up to 10 are not
-held out, because 1 + 1 had been held out and was wrong.
+questions a percentage is good to about 4 points, with 150 to 2; less where only a few different
+questions are held out (8 quotients, 9 products, 5 numbers to say what comes after or before). Sums
+of numbers up to 10 are not held out, because 1 + 1 had been held out and was wrong.
 """
 LIMITS = """
 "Unseen" is per skill: see `turns.py` and the skills' modules for what is held out.
@@ -102,7 +103,11 @@ LIMITS = """
   reason.
 - It was trained on at most {context} tokens, and seldom on more than half of that; a runner should
   drop the oldest turns so that prompt and answer stay below.
-- Numbers are learned, not computed: expect wrong sums now and then, more of them above 100.
+- Numbers are learned, not computed. Sums and differences up to 100 are mostly right, products and
+  quotients that it has not seen about half of the time, and sums above 100 seldom: it answers them
+  all the same, up to 999, and with confidence.
+- It copies lists and sentences of its own world reliably, random words less so, and of several
+  places where a word should be replaced it often replaces only the first.
 - Definitions are one WordNet sense each, shortened; some are quaint or partial.
 - No safety training was done; the small world is the only safeguard.
 
