@@ -52,7 +52,7 @@ SKILLS = {
     "very_long_chat": "last turn of a chat of up to 2,048 tokens",
     "short_chat": "last turn of a chat of 2 to 8 turns",
     "big_sums": "sums and differences up to 999, unseen operands",
-    "reading_more": "who has or is what, two or three people, 400 things",
+    "reading_more": "who has or is what, two or three people, 488 things",
 }
 HEAD = """# Demo model: a tiny mixture of experts
 
