@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["generate", "-p", "hi", "--raw", "--system", "x"], 2, "--system"),
         (["generate", "-p", ""], 2, "the prompt is empty"),
         (["generate", "-p", "\udcff"], 2, "not UTF-8"),
-        (["generate", "demo", "-p", "word " * 2000], 1, "context"),
+        (["generate", "demo", "-p", "word " * 3000], 1, "context"),
         (["generate", "no\x1b[31m\nmodel", "-p", "hi"], 1, "no model"),
     ],
 )
