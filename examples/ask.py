@@ -1,7 +1,7 @@
 """Ask one question.
 
-    python examples/ask.py "What is a violin?"
-    python examples/ask.py "What is a violin?" my/converted/mixtral
+python examples/ask.py "What is a violin?"
+python examples/ask.py "What is a violin?" my/converted/mixtral
 """
 
 import sys
