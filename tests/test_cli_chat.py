@@ -180,7 +180,7 @@ def test_several_lines_files_and_an_editor(terminal: Terminal, folder: Path) -> 
     terminal.keys(ENTER)
     terminal.wait(rf"{re.escape(ANSWER)}\n\n>")
 
-    (folder / "long.txt").write_text("The cat sat on the mat. " * 70)
+    (folder / "long.txt").write_text("The cat sat on the mat. " * 160)
     terminal.say("/set max_tokens 2", "max_tokens = 2")
     for _ in range(2):
         terminal.clear()
