@@ -8,6 +8,7 @@ a process cannot raise again.
 from __future__ import annotations
 
 import resource
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,7 +23,9 @@ def _open_file_limit_kept() -> Iterator[None]:
         resource.setrlimit = setrlimit
 
 
-with _open_file_limit_kept():
+with _open_file_limit_kept(), warnings.catch_warnings():
+    # Of a progress bar in notebooks, which nothing here shows.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     from mlx_lm.models.cache import KVCache, RotatingKVCache
     from mlx_lm.sample_utils import (
         apply_min_p,
