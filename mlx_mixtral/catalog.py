@@ -14,6 +14,9 @@ from mlx_mixtral.errors import ModelError
 
 DEMO = "demo"
 
+# What a model takes to run; the rest of a repository need not have been downloaded.
+NEEDED = ["*.json", "*.jinja", "tokenizer.model*", "model*.safetensors", "weights*.safetensors"]
+
 
 def models_home() -> Path:
     """The folder of installed models; it need not exist."""
@@ -78,9 +81,17 @@ def _in_hub_cache(name: str) -> Path | None:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         return None
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=NEEDED))
+    except IncompleteSnapshotError:
+        raise ModelError(
+            f"the download of {name} is incomplete; finish it with: hf download {name}"
+        ) from None
     except (LocalEntryNotFoundError, HFValidationError):
         return None
