@@ -1,6 +1,6 @@
 """Tokens a second, ours against mlx-lm's, on the same weights and in one run.
 
-    python -m mlx_mixtral.lab.bench [MODEL] [--prompt 128] [--generate 64] [--repeat 5]
+    python -m mlx_mixtral.lab.bench [MODEL] [--prompt 128] [--generate 64] [--repeat 7]
 
 The two alternate, so that a machine whose speed drifts treats both alike; the medians of
 the pairs' ratios are what to quote.
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=7)
     options = parser.parse_args()
     print(compare(options.model, options.prompt, options.generate, options.repeat))
 
