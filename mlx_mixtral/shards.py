@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,8 @@ class Span:
             return loaded[self.name]
         buffer = np.empty(self.shape, DTYPES[self.dtype][1])
         with self.file.open("rb") as file:
-            read = os.preadv(file.fileno(), [buffer.data.cast("B")], self.offset)
+            file.seek(self.offset)
+            read = file.readinto(buffer.data.cast("B"))
         if read != self.nbytes:
             raise ModelError(f"{self.file} ended while it was read; fetch it again")
         return mx.array(buffer).view(self.mx_dtype)
