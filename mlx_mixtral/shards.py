@@ -80,13 +80,14 @@ def read_folder(folder: Path) -> dict[str, Span]:
         ModelError: no weights, a shard missing or damaged, a name twice, or an index that
             promises what is not there or points outside the folder.
     """
+    index = _index(folder)
     tensors: dict[str, Span] = {}
-    for file in _shards(folder):
+    for file in _shards(folder, set(index.values())):
         for name, span in read_header(file).items():
             if name in tensors:
                 raise ModelError(f"{name} is in {tensors[name].file.name} and in {file.name}")
             tensors[name] = span
-    for name, shard in _index(folder).items():
+    for name, shard in index.items():
         if name not in tensors or tensors[name].file.name != shard:
             raise ModelError(f"{shard} lacks {name}, which {INDEX} promises; fetch it again")
     return tensors
@@ -106,10 +107,10 @@ def _index(folder: Path) -> dict[str, str]:
     return index
 
 
-def _shards(folder: Path) -> list[Path]:
-    indexed = sorted(set(_index(folder).values()))
+def _shards(folder: Path, indexed: set[str]) -> list[Path]:
+    """The files that the index names; without an index, those that are there."""
     if indexed:
-        files = [folder / shard for shard in indexed]
+        files = [folder / shard for shard in sorted(indexed)]
         if missing := [f.name for f in files if not f.is_file()]:
             raise ModelError(
                 f"{missing[0]} is missing from {folder} ({len(files) - len(missing)} of "

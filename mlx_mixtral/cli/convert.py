@@ -1,14 +1,13 @@
 """``mixtral-mlx convert``: Hugging Face weights to a folder that MLX runs."""
 
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mlx_mixtral.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from convert.pipeline import Plan
@@ -45,7 +44,7 @@ def convert(
     if dry_run:
         print(f"{out} would hold {_size(plan)}")
         return
-    with _progress_bar(f"converting {source.absolute().name}") as progress:
+    with progress_bar(f"converting {source.absolute().name}") as progress:
         seconds = pipeline.convert(plan, out, progress)
     command = f"mixtral-mlx chat {shlex.quote(str(out))}"
     print(f"{out}: {_size(plan)}, in {_duration(seconds)}; run it: {command}")
@@ -63,32 +62,3 @@ def _size(plan: "Plan") -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-@contextmanager
-def _progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Bytes, rate and time left on standard error while this runs, where that is a terminal."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(what), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,10 +1,9 @@
 """Getting a model ready, and saying so meanwhile."""
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from mlx_mixtral.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from mlx_mixtral.loading import LanguageModel
@@ -27,19 +26,3 @@ def load_model(name: str | None) -> "LanguageModel":
         from mlx_mixtral.loading import load
 
         return load(name, progress=advance)
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar of bytes done on standard error while this runs, where that is a terminal."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
-
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(what), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
