@@ -100,8 +100,8 @@ class Source:
     ``tensors`` holds every weight of the model, in the model's order, under its canonical name.
     """
 
-    folder: Path
-    """Where tokenizer, template and licence lie."""
+    folder: Path | None
+    """Where tokenizer, template and licence lie; None: they come in ``made`` alone."""
     config: ModelConfig
     """Shapes and constants; its quantization says nothing about ``tensors``."""
     tensors: Mapping[str, Tensor]
