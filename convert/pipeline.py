@@ -1,91 +1,63 @@
 """Read, quantize, write: one tensor, or one expert of a stack, at a time.
 
-Memory holds a few such parts whatever the size of the model: one for each worker.
+Memory holds a few such parts whatever the size of the model: one for each worker. A journal
+lets the same conversion go on where a killed one stopped.
 """
 
+import hashlib
 import json
-import math
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
-import mlx.core as mx
-
+from convert import manifest
 from convert.carried import carried_files
 from convert.interrupt import held_interrupt
-from convert.quantize import quantize, raw, slots, stored_dtype
-from convert.readers import Part, Source
-from convert.recipe import check_shapes, spec_of
-from convert.writer import SHARD_BYTES, ShardWriter, Slot, new_folder, write_file
-from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec
+from convert.journal import Journal
+from convert.plan import Plan
+from convert.target import check_room, partial, write_file
+from convert.writer import SHARD_BYTES, ShardWriter
 
 WORKERS = 3
 """Threads that each take a part through: while one reads, one computes and one writes."""
+FILES_AT_ONCE = 2
+"""Source files that are in use at a time; with a feed, no more of them take room."""
+
+JOURNAL = "journal"
+"""Beside the files, so that they are as they will be when they take the target's name."""
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything about the new model that is known before it is computed."""
+class Feed(Protocol):
+    """Brings the source's files when they are needed, and takes them away afterwards."""
 
-    source: Source
-    config: ModelConfig
-    slots: tuple[tuple[str, tuple[Slot, ...]], ...]
-    """For each source tensor, in order, what it becomes."""
+    def fetch(self, file: Path, beat: Callable[[], None]) -> None:
+        """Return when ``file`` is whole; ``beat`` is called now and then meanwhile."""
 
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of weights to read."""
-        return sum(tensor.nbytes for tensor in self.source.tensors.values())
-
-    @property
-    def output_bytes(self) -> int:
-        """Bytes of weights to write."""
-        return sum(slot.nbytes for _, group in self.slots for slot in group)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights of the model."""
-        return sum(math.prod(tensor.shape) for tensor in self.source.tensors.values())
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Average over the whole model, scales, router and norms included."""
-        return 8 * self.output_bytes / self.parameters
-
-    @property
-    def narrowed(self) -> bool:
-        """Whether weights come in float32 and become bfloat16."""
-        return any(t.dtype != stored_dtype(t.dtype) for t in self.source.tensors.values())
+    def drop(self, file: Path) -> None:
+        """``file`` is not needed any more: all that was made of it is on the disk."""
 
 
-def plan(source: Source, recipe: Quantization | None) -> Plan:
-    """Lay out the conversion of ``source``; no weights are read.
-
-    Raises:
-        UsageError: the recipe does not fit the source's shapes.
-    """
-    shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
-    check_shapes(recipe, shapes)
-    return Plan(
-        source,
-        replace(source.config, quantization=recipe),
-        tuple(
-            (name, tuple(slots(name, tensor.shape, tensor.dtype, spec_of(recipe, name))))
-            for name, tensor in source.tensors.items()
-        ),
-    )
-
-
-def convert(plan: Plan, target: Path, progress: Progress | None = None) -> float:
+def convert(
+    plan: Plan,
+    target: Path,
+    progress: Progress | None = None,
+    *,
+    origin: str = "",
+    feed: Feed | None = None,
+) -> float:
     """Write the model of ``plan`` to the folder ``target``; returns the seconds it took.
 
-    ``target`` appears when all of it is on the disk, and not at all after an error or an
-    interrupt. ``progress(done, total)`` counts bytes of the source; it is called in this thread.
+    ``target`` appears when all of it is on the disk and was read back, and not at all after an
+    error or an interrupt: what is done then waits beside it for the next run (see
+    ``convert.target``). ``progress(done, total)`` counts bytes of the source; it is called in
+    this thread. ``origin`` is noted in the manifest.
 
     Raises:
         UsageError: ``target`` holds files, or too little room is free there.
@@ -93,45 +65,51 @@ def convert(plan: Plan, target: Path, progress: Progress | None = None) -> float
         MixtralError: writing failed.
     """
     start = time.perf_counter()
-    carried = carried_files(plan.source.folder)
-    extra = sum(file.stat().st_size for file in carried)
-    with new_folder(target, plan.output_bytes + extra) as folder:
-        every_slot = [slot for _, group in plan.slots for slot in group]
-        writer = ShardWriter(folder, every_slot, SHARD_BYTES)
-        _run_all(plan, writer, progress)
+    small = _small_files(plan)
+    with partial(target) as folder:
+        writer, journal = _begin(plan, folder, by_feed=feed is not None)
+        _Run(plan, writer, journal, feed, progress).all()
         writer.finish(plan.parameters)
-        for file in carried:
-            write_file(folder / file.name, file.read_bytes())
-        write_file(folder / "config.json", json.dumps(_config_json(plan), indent=4) + "\n")
+        for name, content in small.items():
+            write_file(folder / name, content)
+        about = {"source": origin, "form": plan.source.form}
+        manifest.write(folder, about, writer.sha256)
     return time.perf_counter() - start
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One part's way through: the ``index``-th of ``count`` equal parts of its slots."""
-
-    part: Part
-    spec: QuantSpec | None
-    slots: tuple[Slot, ...]
-    index: int
-    count: int
-
-    def run(self, writer: ShardWriter) -> int:
-        """Returns the number of source bytes that are done."""
-        arrays = quantize(self.part.read(), self.spec)
-        for slot, array in zip(self.slots, arrays, strict=True):
-            writer.put(slot.name, raw(array), at=slot.nbytes // self.count * self.index)
-        del arrays, array
-        mx.clear_cache()  # MLX would keep the memory for arrays of this size to come
-        return self.part.nbytes
+def _small_files(plan: Plan) -> dict[str, bytes]:
+    """What the new folder holds beside its weights: name -> content."""
+    folder = plan.source.folder
+    files = {file.name: file.read_bytes() for file in (carried_files(folder) if folder else [])}
+    config = plan.config.to_hf() | {"torch_dtype": str(plan.half).removeprefix("mlx.core.")}
+    files |= plan.source.made
+    return files | {"config.json": (json.dumps(config, indent=4) + "\n").encode()}
 
 
-def _jobs(plan: Plan) -> Iterator[_Job]:
-    for name, group in plan.slots:
-        parts = plan.source.tensors[name].parts()
-        spec = spec_of(plan.config.quantization, name)
-        for index, part in enumerate(parts):
-            yield _Job(part, spec, group, index, len(parts))
+def _begin(plan: Plan, folder: Path, by_feed: bool) -> tuple[ShardWriter, Journal]:
+    """The writer and journal in ``folder``; what another conversion left there is removed."""
+    journal = Journal.open(folder.parent / JOURNAL, _fingerprint(plan, by_feed))
+    if not journal.done:
+        for left in folder.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    held = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+    check_room(folder, plan.output_bytes - held)
+    every_slot = [slot for group in plan.slots.values() for slot in group]
+    writer = ShardWriter(folder, every_slot, SHARD_BYTES)
+    journal.start()
+    return writer, journal
+
+
+def _fingerprint(plan: Plan, by_feed: bool) -> str:
+    """What makes two conversions the same: source files, what becomes of them, and where."""
+    stats = [(file.name, file.stat()) for file in plan.source.files]
+    described = {
+        "files": [[name, s.st_size, 0 if by_feed else s.st_mtime_ns] for name, s in stats],
+        "jobs": [[job.slots[0].name, job.index, job.kept] for job in plan.jobs],
+        "slots": [[s.name, s.dtype, s.shape] for group in plan.slots.values() for s in group],
+        "shards": SHARD_BYTES,
+    }
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 @cache
@@ -140,25 +118,96 @@ def _workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(WORKERS)
 
 
-def _run_all(plan: Plan, writer: ShardWriter, progress: Progress | None) -> None:
-    done, total = 0, plan.source_bytes
-    with held_interrupt() as interrupted:
-        jobs = [_workers().submit(job.run, writer) for job in _jobs(plan)]
-        try:
-            for job in as_completed(jobs):
-                done += job.result()
-                if progress:
-                    progress(done, total)
-                if interrupted():
-                    raise KeyboardInterrupt
-        except BaseException:
-            for job in jobs:
-                job.cancel()
-            wait(jobs)  # nobody may still write when the folder is removed
-            raise
+class _Run:
+    """The jobs of a plan under way, in the thread that owns it; only jobs run elsewhere."""
 
+    def __init__(
+        self,
+        plan: Plan,
+        writer: ShardWriter,
+        journal: Journal,
+        feed: Feed | None,
+        progress: Progress | None,
+    ) -> None:
+        self.writer, self.journal, self.feed, self.progress = writer, journal, feed, progress
+        self.jobs, self.files = plan.jobs, plan.source.files
+        self.done, self.total = 0, plan.source_bytes
+        self.to_do = set(range(len(self.jobs)))
+        self.left = Counter(file for job in self.jobs for file in job.part.files)
+        self.under_way: dict[Future[bool], int] = {}
 
-def _config_json(plan: Plan) -> dict[str, object]:
-    dtypes = {stored_dtype(tensor.dtype) for tensor in plan.source.tensors.values()}
-    name = "bfloat16" if mx.bfloat16 in dtypes else "float16"
-    return plan.config.to_hf() | {"torch_dtype": name}
+    def all(self) -> None:
+        """Do what an earlier run has not done."""
+        with held_interrupt() as interrupted:
+            self.interrupted = interrupted
+            try:
+                for number, crc in self.journal.done.items():
+                    if number < len(self.jobs):
+                        self._submit(self._find, number, crc)
+                self._wait()
+                self._file_by_file()
+                self._wait()
+            except BaseException:
+                for future in self.under_way:
+                    future.cancel()
+                wait(self.under_way)  # nobody may still write when the folder is let go
+                raise
+
+    def _file_by_file(self) -> None:
+        due = defaultdict(list)  # a job can begin when the last of its files is there
+        for number in sorted(self.to_do):
+            due[max(self.jobs[number].part.files)].append(number)
+        for position, file in enumerate(self.files):
+            if not self.left[file]:
+                self._drop(file)
+                continue
+            if self.feed:
+                self.feed.fetch(file, self._reap)
+            for number in due[file]:
+                self._submit(self._take, number)
+            self._wait(self.files[: position + 1])
+
+    def _wait(self, begun: Sequence[Path] | None = None) -> None:
+        """Until all is done that was submitted, or few of the files ``begun`` are in use."""
+        while self.under_way:
+            if begun and sum(self.left[file] > 0 for file in begun) < FILES_AT_ONCE:
+                return
+            self._reap(timeout=0.2)
+
+    def _reap(self, timeout: float = 0) -> None:
+        """Count what has been done meanwhile."""
+        finished, _ = wait(self.under_way, timeout, FIRST_COMPLETED)
+        for future in finished:
+            number = self.under_way.pop(future)
+            if future.result():
+                self._count(number)
+        if self.interrupted():
+            raise KeyboardInterrupt
+
+    def _count(self, number: int) -> None:
+        part = self.jobs[number].part
+        self.to_do.remove(number)
+        self.done += part.nbytes
+        if self.progress:
+            self.progress(self.done, self.total)
+        for file in part.files:
+            self.left[file] -= 1
+            if not self.left[file]:
+                self._drop(file)
+
+    def _drop(self, file: Path) -> None:
+        if self.feed:
+            self.writer.flush()
+            self.journal.flush()
+            self.feed.drop(file)
+
+    def _submit(self, function: Callable[..., bool], number: int, *rest: int) -> None:
+        self.under_way[_workers().submit(function, number, *rest)] = number
+
+    def _take(self, number: int) -> bool:
+        crc = self.jobs[number].run(self.writer)
+        self.journal.note(number, crc)
+        return True
+
+    def _find(self, number: int, crc: int) -> bool:
+        return self.writer.find(self.jobs[number].places, crc)

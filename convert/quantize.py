@@ -8,34 +8,31 @@ import numpy as np
 
 from convert.writer import Slot
 from mlx_mixtral.config import QuantSpec
-from mlx_mixtral.weights import packed_shapes
+from mlx_mixtral.weights import packed_kinds, packed_shapes
 
-_DTYPES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16"}
-
-
-def stored_dtype(dtype: mx.Dtype) -> mx.Dtype:
-    """The dtype that weights (or their scales) of ``dtype`` are stored in: float32 is halved.
-
-    bfloat16 keeps its range; float16 would lose what is above 65504 or below 6e-8.
-    """
-    return mx.bfloat16 if dtype == mx.float32 else dtype
+_DTYPES = {
+    mx.float32: "F32",
+    mx.bfloat16: "BF16",
+    mx.float16: "F16",
+    mx.uint32: "U32",
+    mx.uint8: "U8",
+}
 
 
 def slots(name: str, shape: tuple[int, ...], dtype: mx.Dtype, spec: QuantSpec | None) -> list[Slot]:
-    """What a weight of ``shape`` and ``dtype`` becomes on disk, before it is computed."""
-    kept = _DTYPES[stored_dtype(dtype)]
+    """What a weight of ``shape`` becomes on disk, in ``dtype`` or with scales in it."""
     if spec is None:
-        return [Slot(name, kept, shape)]
-    path = name.removesuffix(".weight")
+        return [Slot(name, _DTYPES[dtype], shape)]
+    path, kinds = name.removesuffix(".weight"), packed_kinds(spec)
     return [
-        Slot(f"{path}.{kind}", "U32" if kind == "weight" else kept, packed)
+        Slot(f"{path}.{kind}", _DTYPES[dtype if dtype in kinds[kind] else kinds[kind][0]], packed)
         for kind, packed in packed_shapes(shape, spec).items()
     ]
 
 
-def quantize(weight: mx.array, spec: QuantSpec | None) -> tuple[mx.array, ...]:
+def quantize(weight: mx.array, dtype: mx.Dtype, spec: QuantSpec | None) -> tuple[mx.array, ...]:
     """The arrays for the ``slots`` of a weight, or of one expert's slice of it, evaluated."""
-    weight = weight.astype(stored_dtype(weight.dtype))
+    weight = weight.astype(dtype)
     arrays = (weight,) if spec is None else mx.quantize(weight, spec.group_size, spec.bits)
     mx.eval(arrays)
     return tuple(arrays)

@@ -1,10 +1,12 @@
 """Which tensor gets how many bits. Pure data: no files, no arrays.
 
 A recipe is a ``Quantization``, as it will stand in the new config.json, or None to keep every
-tensor at 16 bits. The router and the norms stay at 16 bits under any recipe: they are a
-thousandth of the model, and a wrong expert costs more than a rough one.
+tensor at 16 bits. The norms stay at 16 bits under any recipe, and so does the router, unless
+its codes are kept as they came: it is a thousandth of the model, and a wrong expert costs
+more than a rough one.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 from mlx_mixtral.config import Quantization, QuantSpec
@@ -27,12 +29,31 @@ def uniform(bits: int, group_size: int = 64) -> Quantization | None:
     return None if bits == 16 else Quantization(QuantSpec(bits, group_size))
 
 
+def as_it_is(specs: Mapping[str, QuantSpec | None]) -> Quantization | None:
+    """What gives every tensor the spec in ``specs``; the most common one is the default."""
+    paths = {name.removesuffix(".weight"): spec for name, spec in specs.items()}
+    counts = Counter(spec for spec in paths.values() if spec)
+    if not counts:
+        return None
+    default = counts.most_common(1)[0][0]
+    overrides = {
+        path: spec
+        for path, spec in paths.items()
+        if (spec if _delicate(path) else spec != default)  # delicate ones are at 16 bits anyway
+    }
+    return Quantization(default, overrides)
+
+
 def spec_of(recipe: Quantization | None, name: str) -> QuantSpec | None:
     """How tensor ``name`` (such as ``model.embed_tokens.weight``) is quantized; None: 16 bits."""
     path = name.removesuffix(".weight")
-    if recipe is None or path.endswith(("norm", "block_sparse_moe.gate")):
-        return None
+    if recipe is None or _delicate(path):
+        return recipe.overrides.get(path) if recipe else None
     return recipe.of(path)
+
+
+def _delicate(path: str) -> bool:
+    return path.endswith(("norm", "block_sparse_moe.gate"))
 
 
 def check_shapes(recipe: Quantization | None, shapes: Mapping[str, tuple[int, ...]]) -> None:

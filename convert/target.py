@@ -20,8 +20,9 @@ from mlx_mixtral.errors import MixtralError, UsageError
 def partial(target: Path) -> Iterator[Path]:
     """A hidden folder, as an earlier attempt left it, that becomes ``target`` at the end.
 
-    If the block raises, the folder stays for the next attempt; the block removes what must not
-    stay. A lock keeps other processes out meanwhile.
+    It stands in ``partial_of(target)``, where the block may keep notes for the next attempt
+    beside it. If the block raises, all of it stays, unless the folder is empty. A lock keeps
+    other processes out meanwhile.
 
     Raises:
         UsageError: ``target`` holds files already.
@@ -29,16 +30,29 @@ def partial(target: Path) -> Iterator[Path]:
     """
     target = target.expanduser().resolve()
     check_target(target)
-    folder = target.parent / f".{target.name}.partial"
+    work = partial_of(target)
+    folder = work / "files"
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, target):
-        yield folder
+    with _locked(work, target):
+        try:
+            yield folder
+        except BaseException:
+            if not any(folder.iterdir()):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
         check_target(target)
         with reported(target):
             flush_folder(folder)
             folder.rename(target)
             flush_folder(target.parent)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def partial_of(target: Path) -> Path:
+    """The hidden folder where ``target`` is made, whether it is there or not."""
+    target = target.expanduser().resolve()
+    return target.parent / f".{target.name}.partial"
 
 
 def check_target(target: Path) -> None:
@@ -75,6 +89,8 @@ def _locked(folder: Path, target: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise MixtralError(f"another mixtral-mlx is writing {target}; wait for it") from None
+        if not folder.exists() or os.fstat(file).st_ino != folder.stat().st_ino:
+            raise MixtralError(f"another mixtral-mlx has just written {target}")
         yield
 
 

@@ -1,34 +1,33 @@
-"""A model folder on disk, all of it or nothing.
+"""The shards of a new model, filled in any order and from any thread.
 
 What a folder will hold is known before anything is computed, so every shard gets its
-safetensors header first and each tensor, or one expert's slice of a stack, is then put at its
-own offset as soon as it is ready, in any order and from any thread. All of it happens in a
-hidden folder beside the target, which takes the target's name in the end by one rename: at no
-moment does an unfinished model stand there.
+safetensors header first, and each tensor, or one expert's slice of a stack, is put at its own
+offset as soon as it is ready. A shard that is complete is read back: its checksum goes into
+the manifest, and what does not read as it was written is an error.
 
 Format: https://huggingface.co/docs/safetensors (8-byte length, JSON header, raw tensors).
 """
 
-import errno
+import hashlib
 import json
 import math
 import os
-import secrets
-import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_mixtral.errors import MixtralError, UsageError
+from convert.target import opened, reported, write_file
+from mlx_mixtral.errors import MixtralError
 
 SHARD_BYTES = 2 << 30
 """Shards are cut before they pass this size; a single larger tensor has a shard of its own."""
 
+_BLOCK = 4 << 20
 _WRITE_BYTES = 1 << 30  # macOS refuses single writes of 2 GiB and more
-_ITEM_BYTES = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2}
+_ITEM_BYTES = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,15 @@ class Shard:
     header: bytes
     offsets: Mapping[str, int]
     size: int
+
+
+@dataclass(frozen=True, order=True)
+class Region:
+    """Bytes ``begin`` to ``end`` of a shard, and their CRC-32."""
+
+    begin: int
+    end: int
+    crc: int
 
 
 def plan_shards(slots: Sequence[Slot], limit: int = SHARD_BYTES) -> list[Shard]:
@@ -91,7 +99,7 @@ def _shard(file: str, slots: Sequence[Slot]) -> Shard:
 
 
 class ShardWriter:
-    """Fills the shards of one folder.
+    """Fills the shards of one folder, and finds those there that an earlier run has begun.
 
     ``finish`` counts the bytes that were put: a slice that was forgotten is an error, not a
     block of zeros in a loadable model.
@@ -101,29 +109,82 @@ class ShardWriter:
         self.folder = folder
         self.slots = {slot.name: slot for slot in slots}
         self.shards = plan_shards(slots, limit)
+        self.sha256: dict[str, str] = {}
+        """The digests of the complete shards, by file name."""
         self._shard_of = {name: shard for shard in self.shards for name in shard.offsets}
-        self._missing = {
-            shard.file: sum(self.slots[name].nbytes for name in shard.offsets)
-            for shard in self.shards
-        }
+        self._regions: dict[str, list[Region]] = {shard.file: [] for shard in self.shards}
+        self._missing = {shard.file: shard.size - len(shard.header) for shard in self.shards}
         self._lock = threading.Lock()
         for shard in self.shards:
-            with _reported(self.folder / shard.file):
-                (self.folder / shard.file).write_bytes(shard.header)
-                os.truncate(self.folder / shard.file, shard.size)
+            self._begin(shard)
 
-    def put(self, name: str, data: bytes | memoryview, at: int = 0) -> None:
-        """Write ``data`` into tensor ``name``, ``at`` bytes from its start. Thread-safe."""
+    def _begin(self, shard: Shard) -> None:
+        path = self.folder / shard.file
+        with reported(path):
+            path.touch()
+            with path.open("r+b") as file:
+                file.write(shard.header)
+                file.truncate(shard.size)
+
+    def put(self, name: str, data: bytes | memoryview, at: int = 0) -> int:
+        """Write ``data`` into tensor ``name``, ``at`` bytes from its start. Thread-safe.
+
+        Returns:
+            The CRC-32 of ``data``.
+        """
         shard = self._shard_of[name]
         view = memoryview(data)
         if at + view.nbytes > self.slots[name].nbytes:
             raise ValueError(f"{name}: {view.nbytes} bytes at {at} do not fit")
-        with _reported(self.folder / shard.file), _opened(self.folder / shard.file) as file:
-            _write_at(file, view, shard.offsets[name] + at)
-            with self._lock:
-                self._missing[shard.file] -= view.nbytes
-                complete = self._missing[shard.file] == 0
-            if complete:
+        begin = shard.offsets[name] + at
+        with reported(self.folder / shard.file), opened(self.folder / shard.file) as file:
+            _write_at(file, view, begin)
+        region = Region(begin, begin + view.nbytes, zlib.crc32(view))
+        self._count(shard, region)
+        return region.crc
+
+    def find(self, places: Sequence[tuple[str, int, int]], crc: int) -> bool:
+        """Whether what an earlier run put at ``places`` (name, at, size) has checksum ``crc``.
+
+        If so, it counts as put. ``crc`` is that of the checksums (see ``combined``).
+        """
+        regions = []
+        for name, at, size in places:
+            shard = self._shard_of[name]
+            begin = shard.offsets[name] + at
+            read = Region(begin, begin + size, 0)
+            [found] = _read_back(self.folder / shard.file, [read])
+            regions.append((shard, found))
+        if combined(region.crc for _, region in regions) != crc:
+            return False
+        for shard, region in regions:
+            self._count(shard, region)
+        return True
+
+    def _count(self, shard: Shard, region: Region) -> None:
+        with self._lock:
+            self._regions[shard.file].append(region)
+            self._missing[shard.file] -= region.end - region.begin
+            complete = self._missing[shard.file] == 0
+        if complete:
+            self._close(shard)
+
+    def _close(self, shard: Shard) -> None:
+        path, regions = self.folder / shard.file, sorted(self._regions[shard.file])
+        with reported(path), opened(path) as file:
+            os.fsync(file)
+        sha256 = hashlib.sha256(shard.header)
+        if _read_back(path, regions, sha256) != regions:
+            raise MixtralError(
+                f"{path} does not read as it was written: the disk may be failing; check it, "
+                f"then run the same command again"
+            )
+        self.sha256[shard.file] = sha256.hexdigest()
+
+    def flush(self) -> None:
+        """Put on the disk all that was put so far."""
+        for shard in self.shards:
+            with reported(self.folder / shard.file), opened(self.folder / shard.file) as file:
                 os.fsync(file)
 
     def finish(self, parameters: int) -> None:
@@ -141,85 +202,31 @@ class ShardWriter:
         write_file(self.folder / "model.safetensors.index.json", json.dumps(index, indent=4))
 
 
-def write_file(path: Path, text: str | bytes) -> None:
-    """Write a small file and flush it to the disk."""
-    with _reported(path):
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
-        with _opened(path) as file:
-            os.fsync(file)
+def combined(checksums: Iterable[int]) -> int:
+    """One checksum of several, in order."""
+    return zlib.crc32(b"".join(crc.to_bytes(4, "little") for crc in checksums))
 
 
-@contextmanager
-def new_folder(target: Path, size: int) -> Iterator[Path]:
-    """A temporary folder that becomes ``target`` if the block succeeds, and vanishes if not.
-
-    ``size`` is the number of bytes that will be written, for the check of the free space.
-
-    Raises:
-        UsageError: ``target`` holds files already, or its disk has not enough room.
-    """
-    target = target.expanduser().resolve()
-    check_target(target)
-    parent = target.parent
-    with _reported(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(parent).free
-        if size > free:
-            raise UsageError(
-                f"not enough room in {parent}: the model needs {size / 1e9:.1f} GB, "
-                f"{free / 1e9:.1f} GB are free; make room or choose another place with -o"
-            )
-        folder = parent / f".{target.name}.partial-{secrets.token_hex(4)}"
-        folder.mkdir()
-    try:
-        yield folder
-        with _reported(target):
-            _flush_folder(folder)
-            folder.rename(target)
-            _flush_folder(parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def check_target(target: Path) -> None:
-    """Fail unless a model may be written to ``target``: nothing there yet, or an empty folder."""
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise UsageError(f"{target} is a file; choose another folder with -o")
-    if target.is_mount() or any(target.iterdir()):
-        raise UsageError(
-            f"{target} holds files already; remove it or choose another folder with -o"
-        )
+def _read_back(
+    path: Path, regions: Sequence[Region], sha256: "hashlib._Hash | None" = None
+) -> list[Region]:
+    """The regions as they are in the file, which ``sha256`` is fed with."""
+    found = []
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        for region in regions:
+            file.seek(region.begin)
+            left, crc = region.end - region.begin, 0
+            while left and (read := file.readinto(buffer[: min(left, _BLOCK)])):
+                crc = zlib.crc32(buffer[:read], crc)
+                if sha256:
+                    sha256.update(buffer[:read])
+                left -= read
+            found.append(Region(region.begin, region.end - left, crc))
+    return found
 
 
 def _write_at(file: int, view: memoryview, offset: int) -> None:
     while view:
         written = os.pwrite(file, view[:_WRITE_BYTES], offset)
         view, offset = view[written:], offset + written
-
-
-@contextmanager
-def _opened(path: Path, flags: int = os.O_WRONLY) -> Iterator[int]:
-    file = os.open(path, flags)
-    try:
-        yield file
-    finally:
-        os.close(file)
-
-
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full; make room, or choose another place with -o"
-        raise MixtralError(f"cannot write {path}: {reason}") from error
-
-
-def _flush_folder(folder: Path) -> None:
-    with _opened(folder, os.O_RDONLY) as file:
-        os.fsync(file)

@@ -1,8 +1,10 @@
 """Conversion from end to end: the same model comes out that went in, and mlx-lm agrees."""
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,8 @@ from checkpoints import (
     write_mlx,
 )
 
-from convert.pipeline import convert, plan
+from convert.pipeline import convert
+from convert.plan import Job, own_recipe, plan
 from convert.readers.safetensors import read_folder
 from convert.recipe import uniform
 from mlx_mixtral.config import ModelConfig, read_config
@@ -240,8 +243,74 @@ def test_what_is_carried_along(tmp_path):
     out = run(folder, tmp_path / "out")
     for name in names:
         assert (out / name).read_bytes() == b"\x00 " + name.encode()
-    ours = {"config.json", "model.safetensors", "model.safetensors.index.json"}
+    ours = {"config.json", "manifest.json", "model.safetensors", "model.safetensors.index.json"}
     assert {file.name for file in out.iterdir()} == names | ours
+
+
+# --- MLX folders that are quantized already
+
+
+QUANTIZED = {
+    "affine": replace(TINY, quantization=quantization(4, 32)),
+    "mixed": replace(
+        TINY, quantization=quantization(4, **{"lm_head": 8, "model.layers.0.self_attn.v_proj": 6})
+    ),
+    "mxfp4": replace(TINY, quantization=quantization(4, 32, "mxfp4")),
+    "nvfp4": replace(TINY, quantization=quantization(4, 16, "nvfp4")),
+    "mxfp8": replace(TINY, quantization=quantization(8, 32, "mxfp8")),
+}
+
+
+def keep(source: Path, out: Path) -> Path:
+    opened = read_folder(source)
+    convert(plan(opened, own_recipe(opened)), out)
+    return out
+
+
+@pytest.mark.parametrize("era", ["B", "C"])
+@pytest.mark.parametrize("config", QUANTIZED.values(), ids=QUANTIZED.keys())
+def test_codes_stay_as_they_are(tmp_path, config, era):
+    half = {n: np.array(mx.array(w).astype(mx.bfloat16).astype(mx.float32))
+            for n, w in random_weights(config).items()}  # fmt: skip
+    source = write_mlx(tmp_path / "mlx", config, half, era=era)
+    out = keep(source, tmp_path / "out")
+    wanted = mx.load(str(write_mlx(tmp_path / "c", config, half) / "model.safetensors"))
+    wanted |= {name: w.astype(mx.bfloat16) for name, w in wanted.items() if "norm" in name}
+    assert_same(read(out), wanted)
+    assert mx.array_equal(our_logits(out), our_logits(source))
+    assert_same_logits(out)
+
+
+def test_what_was_not_quantized_stays_so(tmp_path):
+    config = replace(TINY, quantization=quantization(4))
+    kept = {"model.embed_tokens", "lm_head"}
+    source = write_mlx(
+        tmp_path / "mlx", config, quantized=lambda p: p not in kept and "norm" not in p
+    )
+    written = read(keep(source, tmp_path / "out"))
+    assert "model.embed_tokens.scales" not in written
+    assert "model.layers.0.block_sparse_moe.gate.scales" in written
+    assert_same_logits(tmp_path / "out")
+
+
+def test_to_fewer_bits(tmp_path):
+    """As mlx-lm would: dequantized, and quantized anew; the router goes back to 16 bits."""
+    source = write_mlx(tmp_path / "mlx", replace(TINY, quantization=quantization(8)))
+    written = read(run(source, tmp_path / "out", 4))
+    packed = mx.load(str(source / "model.safetensors"))
+    name = "model.layers.1.self_attn.o_proj"
+    values = mx.dequantize(*(packed[f"{name}.{k}"] for k in ("weight", "scales", "biases")), bits=8)
+    wanted = mx.quantize(values.astype(mx.bfloat16), bits=4)
+    for kind, array in zip(("weight", "scales", "biases"), wanted, strict=True):
+        assert same(written[f"{name}.{kind}"], array)
+    assert "model.layers.0.block_sparse_moe.gate.scales" not in written
+
+
+def test_the_same_bits_are_not_rounded_twice(tmp_path):
+    source = write_mlx(tmp_path / "mlx", replace(TINY, quantization=quantization(4)))
+    again = run(source, tmp_path / "out", 4)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    assert same(read(again)[name], mx.load(str(source / "model.safetensors"))[name])
 
 
 # --- shards
@@ -264,12 +333,6 @@ def test_shards_hold_whole_tensors_and_load(source, tmp_path, monkeypatch):
 
 
 # --- what is refused
-
-
-def test_a_quantized_source_is_refused(tmp_path):
-    config = replace(TINY, quantization=quantization(4))
-    with pytest.raises(UsageError, match="quantized already"):
-        read_folder(write_mlx(tmp_path, config))
 
 
 def test_groups_that_do_not_divide_the_rows(tmp_path):
@@ -301,16 +364,117 @@ def leftovers(folder: Path, *expected: str) -> set[str]:
     return {file.name for file in folder.iterdir()} - set(expected)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def parts_taken(monkeypatch) -> list[str]:
+    """The parts that conversions read from now on."""
+    taken, original = [], Job.run
+
+    def run(job: Job, writer) -> int:
+        taken.append(f"{job.slots[0].name} {job.index}")
+        return original(job, writer)
+
+    monkeypatch.setattr(Job, "run", run)
+    return taken
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupt_leaves_nothing(source, tmp_path, error):
+def test_an_interrupted_conversion_goes_on(source, tmp_path, error, monkeypatch):
     def progress(done: int, total: int) -> None:
         assert not (tmp_path / "out").exists()
         if done > total // 2:
             raise error
 
+    taken = parts_taken(monkeypatch)
     with pytest.raises(error):
         run(source, tmp_path / "out", progress=progress)
-    assert not leftovers(tmp_path)
+    assert leftovers(tmp_path) == {".out.partial"}
+    first = taken.copy()
+    run(source, tmp_path / "out")
+    assert sorted(taken) == sorted(set(taken))  # none of them twice
+    assert len(first) >= len(taken) // 2
+    assert not leftovers(tmp_path, "out")
+    whole = run(source, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def interrupted(source: Path, out: Path, **options) -> Path:
+    """A conversion that stops at half; the folder where it is kept."""
+
+    def progress(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, out, progress=progress, **options)
+    return out.parent / f".{out.name}.partial"
+
+
+def test_another_recipe_begins_anew(source, tmp_path, monkeypatch):
+    interrupted(source, tmp_path / "out", bits=8)
+    taken = parts_taken(monkeypatch)
+    run(source, tmp_path / "out", bits=4)
+    assert len(taken) == len(plan(read_folder(source), None).jobs)
+    assert contents(tmp_path / "out") == contents(run(source, tmp_path / "whole", bits=4))
+
+
+def test_a_source_that_changed_begins_anew(source, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(source, mine)
+    interrupted(mine, tmp_path / "out")
+    other = write_hf(tmp_path / "hf", TINY, random_weights(TINY, seed=1), dtype="BF16", shards=3)
+    for file in other.iterdir():
+        file.rename(mine / file.name)
+    assert contents(run(mine, tmp_path / "out")) == contents(run(mine, tmp_path / "whole"))
+
+
+def test_what_was_lost_meanwhile_is_done_again(source, tmp_path, monkeypatch):
+    work = interrupted(source, tmp_path / "out", bits=16)
+    file = work / "files" / "model.safetensors"
+    torn = bytearray(file.read_bytes())
+    torn[len(torn) // 8 : len(torn) // 4] = bytes(len(torn) // 4 - len(torn) // 8)
+    file.write_bytes(torn)
+    (work / "journal").write_bytes((work / "journal").read_bytes()[:-5])  # half a line
+    assert contents(run(source, tmp_path / "out", 16)) == contents(run(source, tmp_path / "w", 16))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe nonsense\n", b"\n\n\n"])
+def test_a_damaged_journal_begins_anew(source, tmp_path, damage):
+    (interrupted(source, tmp_path / "out") / "journal").write_bytes(damage)
+    assert contents(run(source, tmp_path / "out")) == contents(run(source, tmp_path / "whole"))
+
+
+def test_a_disk_that_forgets_is_noticed(source, tmp_path, monkeypatch):
+    pwrite = os.pwrite
+
+    def forgetful(file, data, offset):
+        return pwrite(file, bytes(data)[:-1] + b"\x5a", offset)
+
+    monkeypatch.setattr(os, "pwrite", forgetful)
+    with pytest.raises(MixtralError, match="does not read as it was written"):
+        run(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_at_once(source, tmp_path):
+    def progress(done: int, total: int) -> None:
+        with pytest.raises(MixtralError, match="another mixtral-mlx is writing"):
+            run(source, tmp_path / "out")
+
+    run(source, tmp_path / "out", progress=progress)
+    assert not leftovers(tmp_path, "out")
+
+
+def test_the_manifest_lists_every_file(source, tmp_path):
+    out = run(source, tmp_path / "out", origin="somewhere")
+    listed = json.loads((out / "manifest.json").read_text())
+    assert listed["source"] == "somewhere"
+    assert listed["files"].keys() == {file.name for file in out.iterdir()} - {"manifest.json"}
+    for name, entry in listed["files"].items():
+        data = (out / name).read_bytes()
+        assert entry == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def test_ctrl_c_does_not_wait_for_the_rest(source, tmp_path):
@@ -322,8 +486,8 @@ def test_ctrl_c_does_not_wait_for_the_rest(source, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "out", progress=progress)
-    assert len(calls) == 1
-    assert not leftovers(tmp_path)
+    assert len(calls) <= 3  # those that were done at the same time
+    assert leftovers(tmp_path) == {".out.partial"}
 
 
 def test_nothing_stands_at_the_target_until_the_end(source, tmp_path):
@@ -350,9 +514,10 @@ def test_a_full_disk(source, tmp_path, monkeypatch):
         return pwrite(file, data, offset)
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(MixtralError, match="disk is full"):
+    with pytest.raises(MixtralError, match=r"disk is full.*same command again"):
         run(source, tmp_path / "out")
-    assert not leftovers(tmp_path)
+    monkeypatch.undo()
+    assert contents(run(source, tmp_path / "out")) == contents(run(source, tmp_path / "whole"))
 
 
 def test_a_folder_in_use_stays_as_it_is(source, tmp_path):
@@ -373,9 +538,9 @@ def test_a_folder_that_appears_meanwhile_stays_as_it_is(source, tmp_path):
         out.mkdir(exist_ok=True)
         (out / "mine").write_text("precious")
 
-    with pytest.raises(MixtralError, match="cannot write"):
+    with pytest.raises(UsageError, match="holds files"):
         run(source, out, progress=progress)
-    assert not leftovers(tmp_path, "out")
+    assert leftovers(tmp_path, "out") == {".out.partial"}
     assert not leftovers(out, "mine")
 
 

@@ -94,20 +94,23 @@ def started(big: Path, out: Path) -> subprocess.Popen[str]:
     command = [*COMMAND, str(big), "-o", str(out), "--bits", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
-    while not list(out.parent.glob(f".{out.name}.partial-*/*.safetensors")):
+    while not list(out.parent.glob(f".{out.name}.partial/files/*.safetensors")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return process
 
 
-def test_ctrl_c_leaves_nothing_and_exits_with_130(big, tmp_path):
+def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(big, tmp_path):
     process = started(big, tmp_path / "out")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert not list(tmp_path.iterdir())
+    assert "the same command goes on" in stderr
+    assert {file.name for file in tmp_path.iterdir()} == {".out.partial"}
+    assert run(big, "-o", tmp_path / "out", "--bits", "2").returncode == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"out"}
 
 
 def test_kill_9_leaves_nothing_that_loads(big, tmp_path):
@@ -115,9 +118,8 @@ def test_kill_9_leaves_nothing_that_loads(big, tmp_path):
     process.kill()
     process.communicate(timeout=30)
     assert not (tmp_path / "out").exists()
-    (partial,) = tmp_path.iterdir()
-    assert partial.name.startswith(".out.partial-")
-    assert not (partial / "config.json").exists()
+    assert {file.name for file in tmp_path.iterdir()} == {".out.partial"}
+    assert not (tmp_path / ".out.partial" / "files" / "config.json").exists()
 
 
 # --- memory
@@ -128,7 +130,8 @@ def test_memory_holds_a_few_experts_not_the_model(big, tmp_path):
     program = """
 import sys
 from pathlib import Path
-from convert.pipeline import convert, plan
+from convert.pipeline import convert
+from convert.plan import plan
 from convert.readers.safetensors import read_folder
 from convert.recipe import uniform
 import mlx.core as mx

@@ -2,8 +2,8 @@
 
 import pytest
 
-from convert.recipe import check_shapes, spec_of, uniform
-from mlx_mixtral.config import Quantization, QuantSpec
+from convert.recipe import as_it_is, check_shapes, spec_of, uniform
+from mlx_mixtral.config import QuantSpec
 from mlx_mixtral.errors import UsageError
 
 LAYER = "model.layers.3"
@@ -29,8 +29,27 @@ def test_matrices_are_quantized(name):
 )
 def test_router_and_norms_never_are(name):
     assert spec_of(uniform(3, 32), f"{name}.weight") is None
-    stubborn = Quantization(QuantSpec(4, 64), {name: QuantSpec(8, 64)})
-    assert spec_of(stubborn, f"{name}.weight") is None
+
+
+def test_every_tensor_as_it_is():
+    specs = {
+        f"{LAYER}.self_attn.q_proj.weight": QuantSpec(4, 64),
+        f"{LAYER}.self_attn.k_proj.weight": QuantSpec(4, 64),
+        f"{LAYER}.self_attn.v_proj.weight": QuantSpec(6, 32),
+        f"{LAYER}.block_sparse_moe.gate.weight": QuantSpec(8, 64),
+        f"{LAYER.replace('3', '4')}.block_sparse_moe.gate.weight": None,
+        f"{LAYER}.input_layernorm.weight": None,
+        "lm_head.weight": None,
+    }
+    recipe = as_it_is(specs)
+    assert recipe.default == QuantSpec(4, 64)
+    assert recipe.overrides.keys() == {
+        f"{LAYER}.self_attn.v_proj",
+        f"{LAYER}.block_sparse_moe.gate",
+        "lm_head",
+    }
+    assert {name: spec_of(recipe, name) for name in specs} == specs
+    assert as_it_is({"lm_head.weight": None}) is None
 
 
 def test_16_bits_quantize_nothing():

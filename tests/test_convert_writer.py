@@ -8,7 +8,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from convert.writer import ShardWriter, Slot, check_target, new_folder, plan_shards
+from convert.target import check_room, check_target, partial
+from convert.writer import ShardWriter, Slot, plan_shards
 from mlx_mixtral.errors import MixtralError, UsageError
 
 
@@ -82,17 +83,14 @@ def test_shards_are_cut_at_the_limit_and_no_tensor_is():
 
 
 def test_too_little_room_is_said_with_numbers(tmp_path):
-    with (
-        pytest.raises(UsageError, match=r"needs 1000000\.0 GB, .* GB are free"),
-        new_folder(tmp_path / "out", 10**15),
-    ):
-        pytest.fail("unreachable")
+    with pytest.raises(UsageError, match=r"1000000\.0 GB are needed, .* GB are free"):
+        check_room(tmp_path / "not yet" / "there", 10**15)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(MixtralError, match="cannot write"), new_folder(tmp_path / "file/out", 1):
+    with pytest.raises(MixtralError, match="cannot write"), partial(tmp_path / "file/out"):
         pytest.fail("unreachable")
     with pytest.raises(UsageError, match="is a file"):
         check_target(tmp_path / "file")
@@ -100,13 +98,12 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_the_folder_has_ordinary_rights(tmp_path):
     (tmp_path / "plain").mkdir()
-    with new_folder(tmp_path / "out", 1) as folder:
-        assert folder.parent == tmp_path
-        assert folder.name.startswith(".out.partial-")
+    with partial(tmp_path / "out") as folder:
+        assert folder == tmp_path / ".out.partial" / "files"
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_parents_are_made(tmp_path):
-    with new_folder(tmp_path / "a/b/out", 1) as folder:
+    with partial(tmp_path / "a/b/out") as folder:
         (folder / "x").touch()
     assert (tmp_path / "a/b/out/x").exists()

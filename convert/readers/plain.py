@@ -73,8 +73,14 @@ class Packed:
 
     def read(self) -> mx.array:
         spec = self.spec
+        weight, scales, *biases = self.codes()
         values = mx.dequantize(
-            *self.codes(), group_size=spec.group_size, bits=spec.bits, mode=spec.mode
+            weight,
+            scales,
+            biases[0] if biases else None,
+            group_size=spec.group_size,
+            bits=spec.bits,
+            mode=spec.mode,
         )
         return values.astype(self.dtype)
 

@@ -1,4 +1,4 @@
-"""``mixtral-mlx convert``: Hugging Face weights to a folder that MLX runs."""
+"""``mixtral-mlx convert``: weights in any form to a folder that MLX runs."""
 
 import shlex
 import sys
@@ -7,56 +7,81 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_mixtral.cli.progress import progress_bar
+from mlx_mixtral.cli.progress import kept_on_interrupt, progress_bar
 
 if TYPE_CHECKING:
-    from convert.pipeline import Plan
+    from convert.plan import Plan
+    from convert.readers import Source
+    from mlx_mixtral.config import Quantization
 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A folder with config.json and *.safetensors.")
+        str, typer.Argument(metavar="SOURCE", help="A folder, a file, or anything `pull` takes.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The new model's folder.")],
     bits: Annotated[
-        int, typer.Option(help="Bits a weight: 8, 6, 5, 4, 3, 2; or 16 to change only the layout.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            help="Bits a weight: 8, 6, 5, 4, 3, 2; or 16 to change only the layout. Without it, "
+            "16-bit weights get 4, and quantized ones keep their codes.",
+            show_default=False,
+        ),
+    ] = None,
     group_size: Annotated[
-        int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")
-    ] = 64,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell how big it gets.")] = False,
+        int | None,
+        typer.Option(help="Weights that share a scale: 32, 64 or 128.", show_default="64"),
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option(help="Which of several files or forms, by name or pattern.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would be done.")
+    ] = False,
 ) -> None:
     """Convert Mixtral or Mistral weights for MLX.
 
-    Get the weights first, for instance with
-    `hf download mistralai/Mixtral-8x7B-Instruct-v0.1 --exclude '*.pt' --local-dir SRC`.
-
-    OUT appears when all of it is written, and not at all after an error or Ctrl-C.
+    OUT appears when all of it is written and checked. What an interrupt leaves unfinished
+    waits beside it: the same command goes on from there.
     """
     from convert import pipeline
-    from convert.readers.safetensors import read_folder
-    from convert.recipe import uniform
-    from convert.writer import check_target
+    from convert.plan import plan
+    from convert.readers.detect import open_source
+    from convert.target import check_target
 
-    recipe = uniform(bits, group_size)
     check_target(out)
-    plan = pipeline.plan(read_folder(source), recipe)
+    opened = open_source(Path(source), file)
+    made = plan(opened, _recipe(opened, bits, group_size))
+    for note in opened.notes:
+        print(f"note: {note}", file=sys.stderr)
     if dry_run:
-        print(f"{out} would hold {_size(plan)}")
+        print(f"{out} would hold {_size(made)}")
         return
-    with progress_bar(f"converting {source.absolute().name}") as progress:
-        seconds = pipeline.convert(plan, out, progress)
+    title = f"converting {Path(source).absolute().name}"
+    with kept_on_interrupt(out), progress_bar(title) as progress:
+        seconds = pipeline.convert(made, out, progress, origin=source)
     command = f"mixtral-mlx chat {shlex.quote(str(out))}"
-    print(f"{out}: {_size(plan)}, in {_duration(seconds)}; run it: {command}")
+    print(f"{out}: {_size(made)}, in {_duration(seconds)}; run it: {command}")
     if not any(out.glob("tokenizer.model*")):
         print(f"note: {source} has no tokenizer.model; a chat needs it in {out}", file=sys.stderr)
+
+
+def _recipe(source: "Source", bits: int | None, group_size: int | None) -> "Quantization | None":
+    from convert.plan import own_recipe
+    from convert.recipe import uniform
+
+    quantized = any(tensor.spec for tensor in source.tensors.values())
+    if quantized and bits is None and group_size is None:
+        return own_recipe(source)
+    return uniform(bits or 4, group_size or 64)
 
 
 def _size(plan: "Plan") -> str:
     size = plan.output_bytes
     amount = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
     text = f"{amount}, {plan.bits_per_weight:.2f} bits per weight"
-    return text + " (float32 becomes bfloat16)" if plan.narrowed else text
+    half = str(plan.half).removeprefix("mlx.core.")
+    return text + f" (float32 becomes {half})" if plan.narrowed else text
 
 
 def _duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -38,3 +39,16 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def kept_on_interrupt(target: Path) -> Iterator[None]:
+    """Say after Ctrl-C that what is done of the folder ``target`` is kept."""
+    from convert.target import partial_of
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (work := partial_of(target)).exists():
+            print(f"\nstopped; the same command goes on from here ({work})", file=sys.stderr)
+        raise

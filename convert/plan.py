@@ -1,0 +1,147 @@
+"""What a conversion will write, laid out before anything is computed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import mlx.core as mx
+
+from convert.quantize import quantize, raw, slots
+from convert.readers import Part, Source, Tensor
+from convert.recipe import as_it_is, check_shapes, spec_of
+from convert.writer import ShardWriter, Slot, combined
+from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """One part's way through: the ``index``-th of ``count`` equal parts of its slots."""
+
+    part: Part
+    kept: bool
+    spec: QuantSpec | None
+    dtype: mx.Dtype
+    slots: tuple[Slot, ...]
+    index: int
+    count: int
+
+    @property
+    def places(self) -> list[tuple[str, int, int]]:
+        """(slot, offset, size) of the bytes it writes."""
+        sizes = [slot.nbytes // self.count for slot in self.slots]
+        return [(s.name, n * self.index, n) for s, n in zip(self.slots, sizes, strict=True)]
+
+    def run(self, writer: ShardWriter) -> int:
+        """Returns the checksum of what was written."""
+        if self.kept:
+            arrays = self.part.codes()
+            mx.eval(arrays)
+        else:
+            arrays = quantize(self.part.read(), self.dtype, self.spec)
+        checksums = [
+            writer.put(name, raw(array), at)
+            for (name, at, _), array in zip(self.places, arrays, strict=True)
+        ]
+        del arrays
+        mx.clear_cache()  # MLX would keep the memory for arrays of this size to come
+        return combined(checksums)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about the new model that is known before it is computed."""
+
+    source: Source
+    config: ModelConfig
+    slots: Mapping[str, tuple[Slot, ...]]
+    """What each source tensor becomes, by name, in order."""
+    dtypes: Mapping[str, mx.Dtype]
+    """What each tensor, or its scales, are stored in."""
+
+    def spec(self, name: str) -> QuantSpec | None:
+        """How tensor ``name`` is quantized."""
+        return spec_of(self.config.quantization, name)
+
+    def kept(self, name: str) -> bool:
+        """Whether tensor ``name`` keeps the codes it came with."""
+        tensor = self.source.tensors[name]
+        return tensor.spec is not None and tensor.exact and tensor.spec == self.spec(name)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of weights to read."""
+        return sum(tensor.nbytes for tensor in self.source.tensors.values())
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of weights to write."""
+        return sum(slot.nbytes for group in self.slots.values() for slot in group)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights of the model."""
+        return sum(math.prod(tensor.shape) for tensor in self.source.tensors.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average over the whole model, scales, router and norms included."""
+        return 8 * self.output_bytes / self.parameters
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether matrices come in float32 and become 16 bits wide."""
+        matrices = [t for t in self.source.tensors.values() if len(t.shape) > 1]
+        return all(t.dtype == mx.float32 for t in matrices)
+
+    @property
+    def half(self) -> mx.Dtype:
+        """The type of the model's 16-bit tensors."""
+        return _half(self.source.tensors)
+
+    @cached_property
+    def jobs(self) -> tuple["Job", ...]:
+        """The work, part by part."""
+        return tuple(
+            Job(part, self.kept(name), self.spec(name), self.dtypes[name], group, i, len(parts))
+            for name, group in self.slots.items()
+            for parts in [self.source.tensors[name].parts]
+            for i, part in enumerate(parts)
+        )
+
+
+def plan(source: Source, recipe: Quantization | None) -> Plan:
+    """Lay out the conversion of ``source``; no weights are read.
+
+    Raises:
+        UsageError: the recipe does not fit the source's shapes.
+    """
+    shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
+    check_shapes(recipe, shapes)
+    half = _half(source.tensors)
+    unkept = Plan(source, replace(source.config, quantization=recipe), {}, {})
+    dtypes = {
+        name: half if tensor.dtype == mx.float32 and not unkept.kept(name) else tensor.dtype
+        for name, tensor in source.tensors.items()
+    }
+    groups = {
+        name: tuple(slots(name, shapes[name], dtypes[name], unkept.spec(name))) for name in shapes
+    }
+    return replace(unkept, slots=groups, dtypes=dtypes)
+
+
+def own_recipe(source: Source) -> Quantization | None:
+    """The recipe that loses least: codes stay as they are where MLX's formats can hold them."""
+    return as_it_is({
+        name: None if "gate.weight" in name and not tensor.exact else tensor.spec
+        for name, tensor in source.tensors.items()
+    })  # fmt: skip
+
+
+def _half(tensors: Mapping[str, Tensor]) -> mx.Dtype:
+    """What float32 tensors are stored in: float16 beside float16 matrices, else bfloat16.
+
+    bfloat16 keeps float32's range; float16 would lose what is above 65504 or below 6e-8.
+    """
+    matrices = [tensor for tensor in tensors.values() if len(tensor.shape) > 1]
+    return mx.float16 if any(t.dtype == mx.float16 for t in matrices) else mx.bfloat16

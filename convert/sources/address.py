@@ -1,0 +1,75 @@
+"""What a person types for a model to fetch or convert, told apart by its looks alone."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.sources.published import PUBLISHED, Published
+from mlx_mixtral.errors import UsageError
+
+_REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Local:
+    """A folder or file of weights."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A Hugging Face repository: ``owner/name``, at a revision."""
+
+    name: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Swarm:
+    """A magnet link, or the path of a ``.torrent`` file."""
+
+    link: str
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a model is, and what is known of it beforehand if it is a published one."""
+
+    place: Local | Hub | Swarm
+    published: Published | None = None
+
+
+def parse(text: str) -> Address:
+    """Tell what ``text`` names: a catalog name, a link, something on disk, or a repository.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if text in PUBLISHED:
+        published = PUBLISHED[text]
+        return Address(_remote(published.source), published)
+    if _is_link(text):
+        return Address(Swarm(text))
+    path = Path(text).expanduser()
+    if path.suffix == ".torrent" and path.is_file():
+        return Address(Swarm(str(path)))
+    if path.exists():
+        return Address(Local(path))
+    if _REPOSITORY.fullmatch(text):
+        return Address(_remote(text))
+    raise UsageError(
+        f"{text!r} is neither a folder or file here, nor owner/name on Hugging Face, nor a magnet "
+        f"link, nor one of {', '.join(PUBLISHED)}"
+    )
+
+
+def _remote(text: str) -> Hub | Swarm:
+    if _is_link(text):
+        return Swarm(text)
+    name, _, revision = text.partition("@")
+    return Hub(name, revision or None)
+
+
+def _is_link(text: str) -> bool:
+    return text.lstrip().lower().startswith(("magnet:", "?xt="))
