@@ -1,0 +1,1 @@
+"""Where models come from: a folder, Hugging Face, a magnet link. Each ends as files on disk."""
