@@ -1,6 +1,7 @@
 # make chat    a chat with the embedded demo model (creates the environment on first use)
 # make test    everything: format, lint, types, tests
 # make check   format, lint and types only
+# make fuzz    hostile files by the ten thousand, for half an hour or so
 # make bench   this program against mlx-lm on the same weights, in one run
 
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 # The first of these that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14,$(shell $(p) -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print("$(p)")' 2>/dev/null)))
 
-.PHONY: chat test check bench format clean
+.PHONY: chat test check fuzz bench format clean
 
 chat: $(VENV)/ready
 	@$(BIN)/mixtral-mlx chat demo
@@ -20,6 +21,9 @@ check: $(VENV)/ready-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+fuzz: $(VENV)/ready-dev
+	@$(BIN)/python -m pytest -m fuzz --hypothesis-profile=long -n 2
 
 bench: $(VENV)/ready
 	@$(BIN)/python -m mlx_mixtral.lab.bench

@@ -37,6 +37,10 @@ Progress = Callable[[int, int], None]
 class Feed(Protocol):
     """Brings the source's files when they are needed, and takes them away afterwards."""
 
+    @property
+    def identity(self) -> str:
+        """What tells this source from every other one."""
+
     def fetch(self, file: Path, beat: Callable[[], None]) -> None:
         """Return when ``file`` is whole; ``beat`` is called now and then meanwhile."""
 
@@ -67,7 +71,7 @@ def convert(
     start = time.perf_counter()
     small = _small_files(plan)
     with partial(target) as folder:
-        writer, journal = _begin(plan, folder, by_feed=feed is not None)
+        writer, journal = _begin(plan, folder, feed)
         _Run(plan, writer, journal, feed, progress).all()
         writer.finish(plan.parameters)
         for name, content in small.items():
@@ -86,9 +90,9 @@ def _small_files(plan: Plan) -> dict[str, bytes]:
     return files | {"config.json": (json.dumps(config, indent=4) + "\n").encode()}
 
 
-def _begin(plan: Plan, folder: Path, by_feed: bool) -> tuple[ShardWriter, Journal]:
+def _begin(plan: Plan, folder: Path, feed: Feed | None) -> tuple[ShardWriter, Journal]:
     """The writer and journal in ``folder``; what another conversion left there is removed."""
-    journal = Journal.open(folder.parent / JOURNAL, _fingerprint(plan, by_feed))
+    journal = Journal.open(folder.parent / JOURNAL, _fingerprint(plan, feed))
     if not journal.done:
         for left in folder.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -100,11 +104,12 @@ def _begin(plan: Plan, folder: Path, by_feed: bool) -> tuple[ShardWriter, Journa
     return writer, journal
 
 
-def _fingerprint(plan: Plan, by_feed: bool) -> str:
+def _fingerprint(plan: Plan, feed: Feed | None) -> str:
     """What makes two conversions the same: source files, what becomes of them, and where."""
     stats = [(file.name, file.stat()) for file in plan.source.files]
     described = {
-        "files": [[name, s.st_size, 0 if by_feed else s.st_mtime_ns] for name, s in stats],
+        "feed": feed.identity if feed else "",
+        "files": [[name, s.st_size, 0 if feed else s.st_mtime_ns] for name, s in stats],
         "jobs": [[job.slots[0].name, job.index, job.kept] for job in plan.jobs],
         "slots": [[s.name, s.dtype, s.shape] for group in plan.slots.values() for s in group],
         "shards": SHARD_BYTES,

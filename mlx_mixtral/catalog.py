@@ -27,6 +27,11 @@ def models_home() -> Path:
     return Path(platformdirs.user_data_dir("mixtral-mlx")) / "models"
 
 
+def sources_home() -> Path:
+    """The folder of what was fetched only to be converted; it need not exist."""
+    return models_home().parent / "sources"
+
+
 def installed() -> dict[str, Path]:
     """Name -> folder of the installed models, the most recently installed first."""
     home = models_home()

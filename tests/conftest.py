@@ -6,8 +6,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mlx_mixtral.loading import LanguageModel, load
+
+# `make fuzz` takes the second: the same tests, for a long while.
+settings.register_profile("quick", deadline=None)
+settings.register_profile(
+    "long", deadline=None, max_examples=20_000, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")

@@ -145,18 +145,31 @@ def assemble(found: Iterable[Named], config: ModelConfig) -> dict[str, Tensor]:
     for path in places.keys() - shapes.keys():
         extra = next(iter(places[path].values()))
         raise ModelError(f"{_file(extra)}: tensor {extra.origin} has no place in this model")
-    return {
-        f"{path}.weight": _tensor(path, shape, places.get(path, {}))
+    _check_all_there(places, shapes)
+    return {f"{path}.weight": _tensor(path, shape, places[path]) for path, shape in shapes.items()}
+
+
+def _check_all_there(
+    places: Mapping[str, Mapping[int | None, Named]], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    missing = [
+        path if expert is None else f"expert {expert} of {path}"
         for path, shape in shapes.items()
-    }
+        for expert in _experts(shape)
+        if expert not in places.get(path, {})
+    ]
+    if missing:
+        more = f" (and {len(missing) - 1} more tensors)" if len(missing) > 1 else ""
+        raise ModelError(f"{missing[0]} is missing{more}; the download may be incomplete")
+
+
+def _experts(shape: tuple[int, ...]) -> list[int | None]:
+    """The numbers of a stack's parts; None stands for a tensor that is not stacked."""
+    return list(range(shape[0])) if len(shape) == 3 else [None]
 
 
 def _tensor(path: str, shape: tuple[int, ...], place: Mapping[int | None, Named]) -> Tensor:
-    stacked = len(shape) == 3
-    wanted: list[int | None] = list(range(shape[0])) if stacked else [None]
-    if missing := [key for key in wanted if key not in place]:
-        what = path if missing[0] is None else f"expert {missing[0]} of {path}"
-        raise ModelError(f"{what} is missing; the download may be incomplete")
+    stacked, wanted = len(shape) == 3, _experts(shape)
     if extra := [named for key, named in place.items() if key not in wanted]:
         raise ModelError(f"{_file(extra[0])}: {extra[0].origin} has no place in this model")
     for named in place.values():

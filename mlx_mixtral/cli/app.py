@@ -8,6 +8,10 @@ import typer
 from mlx_mixtral.cli.chat import chat
 from mlx_mixtral.cli.convert import convert
 from mlx_mixtral.cli.generate import generate
+from mlx_mixtral.cli.inspect import inspect
+from mlx_mixtral.cli.models import app as models
+from mlx_mixtral.cli.pull import pull
+from mlx_mixtral.cli.verify import verify
 
 app = typer.Typer(
     help="Run Mistral's mixture-of-experts models on a Mac.",
@@ -31,4 +35,8 @@ def start(
 
 app.command()(chat)
 app.command()(generate)
+app.command()(pull)
+app.command()(inspect)
 app.command()(convert)
+app.command()(verify)
+app.add_typer(models, name="models")

@@ -1,17 +1,37 @@
 """``mixtral-mlx convert``: weights in any form to a folder that MLX runs."""
 
 import shlex
-import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlx_mixtral.cli.progress import kept_on_interrupt, progress_bar
+from mlx_mixtral.cli.sizes import duration, size
+from mlx_mixtral.cli.sources import (
+    FileOption,
+    ListenOption,
+    PeerOption,
+    PrivateOption,
+    UploadOption,
+    announce,
+    describe,
+    fetch,
+    origin_of,
+    swarm_settings,
+    tell,
+)
 
 if TYPE_CHECKING:
+    from convert.pipeline import Feed
     from convert.plan import Plan
     from convert.readers import Source
+    from convert.sources.address import Address
+    from convert.sources.magnet import Settings
     from mlx_mixtral.config import Quantization
 
 
@@ -32,12 +52,22 @@ def convert(
         int | None,
         typer.Option(help="Weights that share a scale: 32, 64 or 128.", show_default="64"),
     ] = None,
-    file: Annotated[
-        str | None, typer.Option(help="Which of several files or forms, by name or pattern.")
-    ] = None,
+    file: FileOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what would be done.")
     ] = False,
+    delete_source: Annotated[
+        bool,
+        typer.Option(
+            "--delete-source",
+            help="Delete each file of the source as soon as it is converted (all at the end where "
+            "it is not safetensors); of a repository, fetch them one by one.",
+        ),
+    ] = False,
+    listen: ListenOption = None,
+    upload_limit: UploadOption = None,
+    peer: PeerOption = None,
+    no_discovery: PrivateOption = False,
 ) -> None:
     """Convert Mixtral or Mistral weights for MLX.
 
@@ -45,45 +75,170 @@ def convert(
     waits beside it: the same command goes on from there.
     """
     from convert import pipeline
-    from convert.plan import plan
-    from convert.readers.detect import open_source
+    from convert.sources.address import parse
     from convert.target import check_target
 
     check_target(out)
-    opened = open_source(Path(source), file)
-    made = plan(opened, _recipe(opened, bits, group_size))
-    for note in opened.notes:
-        print(f"note: {note}", file=sys.stderr)
+    recipe = _Recipe(bits, group_size)
+    settings = swarm_settings(listen, upload_limit, peer, no_discovery)
+    address = parse(source)
     if dry_run:
-        print(f"{out} would hold {_size(made)}")
+        with _laid_out(address, file) as opened:
+            _show(recipe.plan(opened), out)
         return
-    title = f"converting {Path(source).absolute().name}"
-    with kept_on_interrupt(out), progress_bar(title) as progress:
-        seconds = pipeline.convert(made, out, progress, origin=source)
+    with kept_on_interrupt(out):
+        at_hand = _at_hand(address, out, file, delete_source, settings)
+        plan = recipe.plan(at_hand.source)
+        for note in at_hand.source.notes:
+            tell(f"note: {note}")
+        with progress_bar(f"converting {at_hand.name}") as progress:
+            seconds = pipeline.convert(
+                plan, out, progress, origin=at_hand.origin, feed=at_hand.feed
+            )
+    if delete_source and at_hand.feed is None:
+        _delete(at_hand.source)
     command = f"mixtral-mlx chat {shlex.quote(str(out))}"
-    print(f"{out}: {_size(made)}, in {_duration(seconds)}; run it: {command}")
+    print(f"{out}: {_size(plan)}, in {duration(seconds)}; run it: {command}")
     if not any(out.glob("tokenizer.model*")):
-        print(f"note: {source} has no tokenizer.model; a chat needs it in {out}", file=sys.stderr)
+        tell(f"note: {source} has no tokenizer.model; a chat needs it in {out}")
 
 
-def _recipe(source: "Source", bits: int | None, group_size: int | None) -> "Quantization | None":
-    from convert.plan import own_recipe
-    from convert.recipe import uniform
+@dataclass(frozen=True)
+class _Recipe:
+    """What was asked for."""
 
-    quantized = any(tensor.spec for tensor in source.tensors.values())
-    if quantized and bits is None and group_size is None:
-        return own_recipe(source)
-    return uniform(bits or 4, group_size or 64)
+    bits: int | None
+    group_size: int | None
+
+    def __post_init__(self) -> None:
+        from convert.recipe import uniform
+
+        uniform(self.bits or 4, self.group_size or 64)  # refused before anything is fetched
+
+    def plan(self, source: "Source") -> "Plan":
+        from convert.plan import plan
+
+        return plan(source, self._for(source))
+
+    def _for(self, source: "Source") -> "Quantization | None":
+        from convert.plan import own_recipe
+        from convert.recipe import uniform
+
+        quantized = any(tensor.spec for tensor in source.tensors.values())
+        if quantized and self.bits is None and self.group_size is None:
+            return own_recipe(source)
+        return uniform(self.bits or 4, self.group_size or 64)
+
+
+@dataclass(frozen=True)
+class _AtHand:
+    """A source whose weights can be read, at once or as ``feed`` brings them."""
+
+    source: "Source"
+    name: str
+    origin: str
+    feed: "Feed | None" = None
+
+
+def _at_hand(
+    address: "Address", out: Path, file: str | None, delete_source: bool, settings: "Settings"
+) -> _AtHand:
+    from convert.readers.detect import open_source
+    from convert.sources import hub
+    from convert.sources.address import Hub, Local
+    from mlx_mixtral.catalog import models_home, sources_home
+
+    announce(address)
+    place = address.place
+    if isinstance(place, Local):
+        if delete_source and place.path.is_dir() and any(place.path.glob("*.safetensors")):
+            return _with_local_feed(place.path, out)
+        return _AtHand(open_source(place.path, file), place.path.name, _origin(place.path))
+    if isinstance(place, Hub):
+        if not delete_source and (cached := hub.cached(place.name, place.revision)):
+            origin = f"{place.name}@{cached.name}"
+            return _AtHand(open_source(cached, file), place.name, origin)
+        if delete_source and (streamed := _with_hub_feed(place.name, place.revision, file, out)):
+            return streamed
+    pulled = fetch(address, None, (sources_home(), models_home()), file, settings)
+    tell(f"the source lies in {pulled.path}")
+    return _AtHand(open_source(pulled.path), pulled.path.name, pulled.origin)
+
+
+def _with_local_feed(folder: Path, out: Path) -> _AtHand:
+    from convert.feeds import LocalFeed
+    from convert.readers.detect import open_source
+    from convert.target import partial_of
+
+    feed = LocalFeed(folder, partial_of(out) / "source")
+    return _AtHand(open_source(feed.folder), folder.name, _origin(folder), feed)
+
+
+def _with_hub_feed(name: str, revision: str | None, file: str | None, out: Path) -> _AtHand | None:
+    """None where the repository's weights are not safetensors."""
+    from convert.feeds import HubFeed, is_shard
+    from convert.readers.detect import open_source
+    from convert.sources import hub
+    from convert.target import partial_of
+
+    repository = hub.look(name, revision, file)
+    if not any(is_shard(remote) for remote in repository.files):
+        return None
+    tell(describe(repository))
+    feed = HubFeed(repository, partial_of(out) / "source")
+    return _AtHand(open_source(feed.folder), name, origin_of(repository), feed)
+
+
+@contextmanager
+def _laid_out(address: "Address", file: str | None) -> Iterator["Source"]:
+    """The source of a dry run: nothing but headers is fetched."""
+    from convert.feeds import HubFeed, is_shard
+    from convert.readers.detect import open_source
+    from convert.sources import hub
+    from convert.sources.address import Hub, Local
+    from mlx_mixtral.errors import UsageError
+
+    announce(address)
+    place = address.place
+    if isinstance(place, Local):
+        yield open_source(place.path, file)
+        return
+    if isinstance(place, Hub):
+        repository = hub.look(place.name, place.revision, file)
+        tell(describe(repository))
+        if any(is_shard(remote) for remote in repository.files):
+            with tempfile.TemporaryDirectory() as folder:
+                yield open_source(HubFeed(repository, Path(folder)).folder)
+            return
+    raise UsageError("what becomes of it can only be told when it is here: pull it first")
+
+
+def _origin(path: Path) -> str:
+    """Where a folder's model comes from, if that is known; else its name."""
+    from convert import manifest
+
+    known = manifest.read(path).get("source") if path.is_dir() else None
+    return str(known or path.absolute().name)
+
+
+def _delete(source: "Source") -> None:
+    for file in source.files:
+        file.unlink()
+    tell(f"deleted {len(source.files)} files of weights: {source.files[0].parent}")
+
+
+def _show(plan: "Plan", out: Path) -> None:
+    tensors = plan.source.tensors
+    kept = sum(plan.kept(name) for name in tensors)
+    print(f"{plan.source.form}: {size(plan.source_bytes)} to read, {plan.parameters:,} parameters")
+    if kept:
+        print(f"{kept} of {len(tensors)} tensors keep the codes they have")
+    for note in plan.source.notes:
+        tell(f"note: {note}")
+    print(f"{out} would hold {_size(plan)}")
 
 
 def _size(plan: "Plan") -> str:
-    size = plan.output_bytes
-    amount = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-    text = f"{amount}, {plan.bits_per_weight:.2f} bits per weight"
+    text = f"{size(plan.output_bytes)}, {plan.bits_per_weight:.2f} bits per weight"
     half = str(plan.half).removeprefix("mlx.core.")
     return text + f" (float32 becomes {half})" if plan.narrowed else text
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

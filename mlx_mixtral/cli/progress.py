@@ -8,10 +8,11 @@ from pathlib import Path
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(what: str) -> Iterator[Callable[..., None] | None]:
     """Bytes, rate and time left on standard error while this runs, where that is a terminal.
 
-    Yields a function to call with (bytes done, bytes in all), or None where there is no terminal.
+    Yields a function to call with (bytes done, bytes in all) and perhaps a note to show, or
+    None where there is no terminal.
     """
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
@@ -38,7 +39,12 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(what), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def show(done: int, total: int, note: str = "") -> None:
+            text = escape(f"{what}, {note}" if note else what)
+            bar.update(task, completed=done, total=total or None, description=text)
+
+        yield show
 
 
 @contextmanager

@@ -1,0 +1,148 @@
+"""What ``pull`` and ``convert`` share: from what a person typed to files on the disk."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_mixtral.cli.progress import kept_on_interrupt, progress_bar
+from mlx_mixtral.cli.sizes import size
+
+if TYPE_CHECKING:
+    from convert.sources.address import Address
+    from convert.sources.hub import Repository
+    from convert.sources.magnet import Settings
+
+FileOption = Annotated[
+    str | None, typer.Option("--file", help="Which of several files or forms, by name or pattern.")
+]
+ListenOption = Annotated[
+    str | None, typer.Option(help="BitTorrent: the address to listen on, such as 0.0.0.0:6881.")
+]
+UploadOption = Annotated[
+    int | None, typer.Option(help="BitTorrent: kilobytes a second given to others, at most.")
+]
+PeerOption = Annotated[
+    list[str] | None, typer.Option("--peer", help="BitTorrent: host:port to fetch from.")
+]
+PrivateOption = Annotated[
+    bool,
+    typer.Option("--no-discovery", help="BitTorrent: only trackers and --peer, no DHT or UPnP."),
+]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model on the disk, and what to write down of where it comes from."""
+
+    path: Path
+    origin: str
+
+
+def fetch(
+    address: "Address",
+    target: Path | None,
+    homes: Sequence[Path],
+    file: str | None,
+    settings: "Settings",
+) -> Fetched:
+    """Download what ``address`` names to ``target``, or to a folder of its own in a home.
+
+    Without a target, a model that is in any of ``homes`` is not fetched again, and one that
+    is in none goes to the first.
+    """
+    from convert.sources import hub, magnet
+    from convert.sources.address import Hub, Swarm
+
+    place = address.place
+    if isinstance(place, Hub):
+        repository = hub.look(place.name, place.revision, file)
+        origin, name = origin_of(repository), repository.name.rpartition("/")[2]
+    else:
+        assert isinstance(place, Swarm)
+        origin, name = magnet.origin(place.link), magnet.name(place.link)
+    targets = [target] if target else [home / name for home in homes]
+    if there := already(origin, *targets):
+        return Fetched(there, origin)
+    if isinstance(place, Hub):
+        tell(describe(repository))
+        _fetch_repository(repository, targets[0])
+    else:
+        _fetch_torrent(place.link, targets[0], settings)
+    return Fetched(targets[0], origin)
+
+
+def announce(address: "Address") -> None:
+    """Say what a published model is, its licence and its size, before anything starts."""
+    if published := address.published:
+        tell(f"{published.name}: {published.description}")
+        tell(f"licence {published.licence}, {size(published.size)} to download")
+
+
+def describe(repository: "Repository") -> str:
+    """The repository's name, licence and size, in a line."""
+    licence = repository.licence or "unknown"
+    return f"{repository.name}: licence {licence}, {size(repository.size)} to download"
+
+
+def origin_of(repository: "Repository") -> str:
+    """How manifests name it."""
+    return f"{repository.name}@{repository.commit}"
+
+
+def already(origin: str, *folders: Path) -> Path | None:
+    """The first of ``folders`` that holds what was fetched from ``origin``."""
+    from convert import manifest
+
+    for folder in folders:
+        if folder.is_dir() and manifest.read(folder).get("source") == origin:
+            return folder
+    return None
+
+
+def tell(line: str) -> None:
+    """A line beside the result, on standard error."""
+    from mlx_mixtral.cli.printable import printable
+
+    print(printable(line), file=sys.stderr)
+
+
+def _fetch_repository(repository: "Repository", target: Path) -> None:
+    from convert import manifest
+    from convert.sources import hub
+    from convert.target import partial
+
+    with kept_on_interrupt(target), partial(target) as folder:
+        with progress_bar(f"fetching {repository.name}") as progress:
+            hub.download(repository, folder, progress)
+        known = {f.local: f.sha256 for f in repository.files if f.sha256}
+        about = {"source": origin_of(repository), "licence": repository.licence}
+        manifest.write(folder, about, known)
+
+
+def _fetch_torrent(link: str, target: Path, settings: "Settings") -> None:
+    from convert import manifest
+    from convert.sources import magnet
+    from convert.target import partial
+
+    with kept_on_interrupt(target), partial(target) as folder:
+        with progress_bar(f"fetching {target.name}") as progress:
+            magnet.download(link, folder, settings, progress)
+        manifest.write(folder, {"source": magnet.origin(link)}, {})
+
+
+def swarm_settings(
+    listen: str | None, upload_limit: int | None, peers: list[str] | None, private: bool
+) -> "Settings":
+    """The options of BitTorrent as ``convert.sources.magnet`` wants them."""
+    from convert.sources.magnet import Settings
+
+    settings = Settings(peers=tuple(peers or ()), discovery=not private)
+    if listen is not None:
+        settings = replace(settings, listen=listen)
+    if upload_limit is not None:
+        settings = replace(settings, upload_limit=upload_limit * 1000)
+    return settings
