@@ -83,13 +83,13 @@ _ALL = (
         "8x7b-magnet",
         _8X7B_MAGNET,
         _8X7B,
-        "Mixtral 8x7B as it first appeared, by BitTorrent (8 December 2023)",
+        "Mixtral 8x7B as it first appeared, by BitTorrent (December 2023)",
     ),
     Published(
         "8x22b-magnet",
         _8X22B_MAGNET,
         _8X22B,
-        "Mixtral 8x22B as it first appeared, by BitTorrent (10 April 2024)",
+        "Mixtral 8x22B as it first appeared, by BitTorrent (April 2024)",
     ),
 )
 
