@@ -34,7 +34,7 @@ class Joined:
 
     def files(self, begin: int, end: int) -> tuple[Path, ...]:
         """The pieces that hold bytes ``begin`` to ``end``."""
-        first = bisect_right(self._ends, begin)
+        first = min(bisect_right(self._ends, begin), len(self.pieces) - 1)
         last = bisect_right(self._ends, max(begin, end - 1))
         return self.pieces[first : last + 1]
 
