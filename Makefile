@@ -3,13 +3,14 @@
 # make check   format, lint and types only
 # make fuzz    hostile files by the ten thousand, for half an hour or so
 # make bench   this program against mlx-lm on the same weights, in one run
+# make bench-convert SOURCE=folder    the same for converting; a 16-bit checkpoint is needed
 
 VENV := .venv
 BIN := $(VENV)/bin
 # The first of these that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14,$(shell $(p) -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print("$(p)")' 2>/dev/null)))
 
-.PHONY: chat test check fuzz bench format clean
+.PHONY: chat test check fuzz bench bench-convert format clean
 
 chat: $(VENV)/ready
 	@$(BIN)/mixtral-mlx chat demo
@@ -27,6 +28,9 @@ fuzz: $(VENV)/ready-dev
 
 bench: $(VENV)/ready
 	@$(BIN)/python -m mlx_mixtral.lab.bench
+
+bench-convert: $(VENV)/ready
+	@$(BIN)/python -m convert.bench $(SOURCE)
 
 format: $(VENV)/ready-dev
 	@$(BIN)/ruff format .

@@ -15,8 +15,8 @@ from mlx_mixtral.cli.sources import (
     UploadOption,
     announce,
     fetch,
+    give,
     swarm_settings,
-    tell,
 )
 
 
@@ -59,10 +59,7 @@ def pull(
     total = sum(f.stat().st_size for f in found.path.rglob("*") if f.is_file())
     print(f"{found.path}: {size(total)}; {_advice(found.path)}")
     if seed and isinstance(address.place, Swarm):
-        from convert.sources import magnet
-
-        tell("giving to others; Ctrl-C ends it")
-        magnet.seed(address.place.link, found.path, settings)
+        give(address.place, found.path, settings)
 
 
 def _advice(folder: Path) -> str:

@@ -1,10 +1,12 @@
 """What ``pull`` and ``convert`` share: from what a person typed to files on the disk."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import parse_qs, urlsplit
 
 import typer
 
@@ -12,7 +14,7 @@ from mlx_mixtral.cli.progress import kept_on_interrupt, progress_bar
 from mlx_mixtral.cli.sizes import size
 
 if TYPE_CHECKING:
-    from convert.sources.address import Address
+    from convert.sources.address import Address, Swarm
     from convert.sources.hub import Repository
     from convert.sources.magnet import Settings
 
@@ -54,7 +56,7 @@ def fetch(
     Without a target, a model that is in any of ``homes`` is not fetched again, and one that
     is in none goes to the first.
     """
-    from convert.sources import hub, magnet
+    from convert.sources import hub
     from convert.sources.address import Hub, Swarm
 
     place = address.place
@@ -63,7 +65,7 @@ def fetch(
         origin, name = origin_of(repository), repository.name.rpartition("/")[2]
     else:
         assert isinstance(place, Swarm)
-        origin, name = magnet.origin(place.link), magnet.name(place.link)
+        origin, name = _identity(place.link)
     targets = [target] if target else [home / name for home in homes]
     if there := already(origin, *targets):
         return Fetched(there, origin)
@@ -71,7 +73,7 @@ def fetch(
         tell(describe(repository))
         _fetch_repository(repository, targets[0])
     else:
-        _fetch_torrent(place.link, targets[0], settings)
+        _fetch_torrent(place.link, targets[0], origin, settings)
     return Fetched(targets[0], origin)
 
 
@@ -123,7 +125,33 @@ def _fetch_repository(repository: "Repository", target: Path) -> None:
         manifest.write(folder, about, known)
 
 
-def _fetch_torrent(link: str, target: Path, settings: "Settings") -> None:
+def give(place: "Swarm", folder: Path, settings: "Settings") -> None:
+    """Give a model that was fetched to others, until Ctrl-C."""
+    from convert.sources import magnet
+
+    tell("giving to others; Ctrl-C ends it")
+    torrent = magnet.look(place.link, settings)
+    with progress_bar(f"giving {folder.name}") as progress:
+        magnet.seed(torrent, folder, settings, progress)
+
+
+def _identity(link: str) -> tuple[str, str]:
+    """What manifests name a torrent, and a name for its folder; nothing is fetched for it."""
+    from convert.sources import magnet
+    from convert.sources.torrent import read_torrent
+
+    if magnet.is_magnet(link):
+        fields = parse_qs(urlsplit(magnet.repair(link)).query)
+        code, names = fields["xt"][0].rpartition(":")[2].lower(), fields.get("dn", [])
+    else:
+        torrent = read_torrent(Path(link))
+        code, names = torrent.info_hash, [torrent.name]
+    name = names[0] if names else ""
+    plain = re.fullmatch(r"[\w][\w.+ -]{0,99}", name)
+    return f"magnet:?xt=urn:btih:{code}", name if plain else code
+
+
+def _fetch_torrent(link: str, target: Path, origin: str, settings: "Settings") -> None:
     from convert import manifest
     from convert.sources import magnet
     from convert.target import partial
@@ -131,7 +159,7 @@ def _fetch_torrent(link: str, target: Path, settings: "Settings") -> None:
     with kept_on_interrupt(target), partial(target) as folder:
         with progress_bar(f"fetching {target.name}") as progress:
             magnet.download(link, folder, settings, progress)
-        manifest.write(folder, {"source": magnet.origin(link)}, {})
+        manifest.write(folder, {"source": origin}, {})
 
 
 def swarm_settings(
@@ -140,7 +168,7 @@ def swarm_settings(
     """The options of BitTorrent as ``convert.sources.magnet`` wants them."""
     from convert.sources.magnet import Settings
 
-    settings = Settings(peers=tuple(peers or ()), discovery=not private)
+    settings = Settings(peers=tuple(peers or ()), discover=not private)
     if listen is not None:
         settings = replace(settings, listen=listen)
     if upload_limit is not None:
