@@ -54,7 +54,7 @@ def parse(text: str) -> Address:
     path = Path(text).expanduser()
     if path.suffix == ".torrent" and path.is_file():
         return Address(Swarm(str(path)))
-    if path.exists():
+    if text.strip() and path.exists():
         return Address(Local(path))
     if _REPOSITORY.fullmatch(text):
         return Address(_remote(text))

@@ -105,19 +105,21 @@ def _lines(facts: Mapping[str, Any]) -> list[str]:
     for name, value in facts.items():
         title = name.replace("_", " ")
         if name in ("weight_bytes", "download_bytes"):
-            lines.append(f"{title.split()[0]:<18}{size(value)}")
+            lines.append(f"{title.split()[0]:<20}{size(value)}")
         elif name == "shape":
-            lines += [f"{n.replace('_', ' '):<18}{_text(v)}" for n, v in value.items()]
+            lines += [f"{n.replace('_', ' '):<20}{_text(v)}" for n, v in value.items()]
         elif name == "weights":
             for kind, count in value.items():
-                lines.append(f"{'':<18}{count['tensors']} tensors, {size(count['bytes'])}: {kind}")
+                lines.append(
+                    f"{'':<20}{_count(count['tensors'], 'tensor')}, {size(count['bytes'])}: {kind}"
+                )
         elif name == "files":
-            lines.append(f"{'files':<18}{len(value)}, {size(sum(value.values()))}")
-            lines += [f"{'':<18}{size(n):>9}  {file}" for file, n in value.items()]
+            lines.append(f"{'files':<20}{len(value)}, {size(sum(value.values()))}")
+            lines += [f"{'':<20}{size(n):>9}  {file}" for file, n in value.items()]
         elif name == "notes":
-            lines += [f"{'note':<18}{note}" for note in value]
+            lines += [f"{'note':<20}{note}" for note in value]
         else:
-            lines.append(f"{title:<18}{_text(value)}")
+            lines.append(f"{title:<20}{_text(value)}")
     return lines
 
 
@@ -125,3 +127,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
