@@ -26,7 +26,10 @@ class Joined:
 
     @cached_property
     def _ends(self) -> list[int]:
-        return list(accumulate(piece.stat().st_size for piece in self.pieces))
+        try:
+            return list(accumulate(piece.stat().st_size for piece in self.pieces))
+        except OSError as error:
+            raise ModelError(f"{error.filename}: {error.strerror}; fetch it again") from error
 
     @property
     def size(self) -> int:
@@ -41,9 +44,8 @@ class Joined:
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill ``view`` from ``offset`` on; returns the bytes read, fewer where the file ends."""
         done = 0
-        for piece, end in zip(self.pieces, self._ends, strict=True):
-            begin = end - piece.stat().st_size if offset + done < end else end
-            if done == len(view) or begin == end:
+        for piece, begin, end in zip(self.pieces, [0, *self._ends[:-1]], self._ends, strict=True):
+            if done == len(view) or offset + done >= end:
                 continue
             with piece.open("rb", buffering=0) as file:
                 file.seek(offset + done - begin)

@@ -124,11 +124,9 @@ class GptqMatrix(Coded):
         if (extent := self.arrays.get("g_idx")) is None:
             return self.layout.even(columns, count)
         groups: Indices = extent.raw().view(np.int32)
-        if int(groups.min()) < 0 or int(groups.max()) >= count:
-            raise ModelError(
-                f"{extent.files[0].name}: {self.name}: g_idx names groups {int(groups.min())} to "
-                f"{int(groups.max())} of {count}; fetch it again"
-            )
+        if not 0 <= groups.min() <= groups.max() < count:
+            least, most = int(groups.min()), int(groups.max())
+            raise self.error(f"g_idx names groups {least} to {most} of {count}")
         return groups
 
     def zeros(self) -> Floats:
@@ -179,7 +177,7 @@ def _settled(opened: Folder) -> tuple[Layout, tuple[str, ...]]:
     Symmetric codes have theirs in the middle, which tells the two ways to store them apart.
     """
     layout = _layout(opened)
-    first = next((m for m in opened.matrices if m.shape and "qweight" in m.arrays), None)
+    first = next((m for m in opened.matrices if m.shape and m.arrays.keys() & _KINDS), None)
     if first is None:
         raise ModelError(f"{opened.path} is said to be GPTQ, but none of its matrices is")
     if _is_symmetric(layout.matrix(first)):

@@ -29,11 +29,7 @@ _WIDER = {1: 3, 2: 4, 3: 5, 4: 6, 5: 8, 6: 8, 8: 8}
 
 @dataclass(frozen=True)
 class Grid:
-    """A matrix [out, in], transposed: every column of these arrays is a row of the matrix.
-
-    Raises:
-        ModelError: a scale or a zero is no number, or too large for float16.
-    """
+    """A matrix [out, in], transposed: every column of these arrays is a row of the matrix."""
 
     words: Words
     """[in * bits/32, out], see ``packing``."""
@@ -45,11 +41,12 @@ class Grid:
     groups: Indices
     """[in]: the group of each column of the matrix."""
 
-    def __post_init__(self) -> None:
+    @property
+    def sound(self) -> bool:
+        """Whether all scales and zeros are numbers, and no weight is too large for float16."""
         with np.errstate(all="ignore"):
             reach = np.abs(self.scales) * (np.abs(self.zeros) + (1 << self.bits))
-        if not bool((reach < _LARGEST).all()):
-            raise ModelError("scales or zero points that are no numbers, or far too large")
+        return bool((reach < _LARGEST).all())
 
     def packed(self, size: int) -> tuple[mx.array, mx.array, mx.array]:
         """MLX's weight, scales and biases in groups of ``size``, which ``held`` gave.
@@ -141,10 +138,13 @@ class Coded(ABC):
         return self._checked().packed(self.held)
 
     def _checked(self) -> Grid:
-        try:
-            return self.grid()
-        except ModelError as error:
-            raise ModelError(f"{self.files[0].name}: {self.name}: {error}") from None
+        grid = self.grid()
+        if not grid.sound:
+            raise self.error("its scales or zero points are no numbers, or far too large")
+        return grid
+
+    def error(self, problem: str) -> ModelError:
+        return ModelError(f"{self.files[0].name}: {self.name}: {problem}; fetch it again")
 
     def words(self, kind: str) -> Words:
         """One of its arrays of 32-bit words."""

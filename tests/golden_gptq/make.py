@@ -70,9 +70,9 @@ def keep(name, module, drawn, weights):
     for kind in ("qweight", "qzeros", "scales", "g_idx"):
         if getattr(module, kind, None) is not None:
             value = getattr(module, kind)
-            golden[f"{name}/{kind}"] = value.to(
-                torch.float16 if kind == "scales" else torch.int32
-            ).numpy()
+            golden[f"{name}/{kind}"] = (
+                value.to(torch.float16 if kind == "scales" else torch.int32).numpy().copy()
+            )
     golden[f"{name}/codes"] = codes.astype(np.uint8)
     golden[f"{name}/zeros"] = zeros.astype(np.uint8)
     if weights is not None:
