@@ -179,13 +179,22 @@ def _named(group: _Group, config: ModelConfig, spec: QuantSpec | None) -> Named:
         raise ModelError(f"{where} is quantized, but the configuration does not say how")
     if missing := [kind for kind in _KINDS if kind not in arrays]:
         raise ModelError(f"{where} has no {missing[0]}; fetch it again")
-    rows, width = arrays["weight"].shape[:1], arrays["weight"].shape[-1:]
-    shape = (*rows, *(n * 32 // spec.bits for n in width))
-    kinds = packed_kinds(spec)
-    for kind, wanted in packed_shapes(shape, spec).items():
-        array = arrays[kind]
-        if array.transposed or array.shape != wanted or array.dtype not in kinds[kind]:
-            raise ModelError(f"{where} is not {spec.bits} bits in groups of {spec.group_size}")
+    if not _are_codes(arrays, spec):
+        raise ModelError(f"{where} is not {spec.bits} bits in groups of {spec.group_size}")
     extents = tuple(arrays[kind].extent for kind in _KINDS)
     packed = Packed(extents, spec, arrays["scales"].dtype, heads)
     return Named(place.path, place.expert, packed, group.origin)
+
+
+def _are_codes(arrays: Mapping[str, Plain], spec: QuantSpec) -> bool:
+    """Whether these are the arrays of one matrix in ``spec``."""
+    if len(codes := arrays["weight"].shape) != 2:
+        return False
+    rows, width = codes[0], codes[1] * 32 // spec.bits
+    kinds, shapes = packed_kinds(spec), packed_shapes((rows, width), spec)
+    return width % spec.group_size == 0 and all(
+        (array := arrays[kind]).shape == shape
+        and array.dtype in kinds[kind]
+        and not array.transposed
+        for kind, shape in shapes.items()
+    )
