@@ -97,7 +97,7 @@ def _begin(plan: Plan, folder: Path, feed: Feed | None) -> tuple[ShardWriter, Jo
         for left in folder.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     held = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
-    check_room(folder, plan.output_bytes - held)
+    check_room(folder.parent.parent, plan.output_bytes - held)
     every_slot = [slot for group in plan.slots.values() for slot in group]
     writer = ShardWriter(folder, every_slot, SHARD_BYTES)
     journal.start()

@@ -26,9 +26,10 @@ DTYPES: dict[str, tuple[mx.Dtype, type[np.generic]]] = {
     "F32": (mx.float32, np.float32),
     "U32": (mx.uint32, np.uint32),
     "U8": (mx.uint8, np.uint8),
-    # What GPTQ and AWQ keep their codes in; nothing that runs here.
+    # What GPTQ and AWQ keep their codes in, and HQQ its shapes; nothing that runs here.
     "I32": (mx.int32, np.int32),
     "I16": (mx.int16, np.int16),
+    "I64": (mx.int64, np.int64),
 }
 
 # The longest header that the format's own reader takes.

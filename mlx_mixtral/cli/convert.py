@@ -144,8 +144,8 @@ def _at_hand(
     address: "Address", out: Path, file: str | None, delete_source: bool, settings: "Settings"
 ) -> _AtHand:
     from convert.readers.detect import open_source
-    from convert.sources import hub
     from convert.sources.address import Hub, Local
+    from convert.sources.cache import cached
     from mlx_mixtral.catalog import models_home, sources_home
 
     announce(address)
@@ -155,9 +155,9 @@ def _at_hand(
             return _with_local_feed(place.path, out)
         return _AtHand(open_source(place.path, file), place.path.name, _origin(place.path))
     if isinstance(place, Hub):
-        if not delete_source and (cached := hub.cached(place.name, place.revision)):
-            origin = f"{place.name}@{cached.name}"
-            return _AtHand(open_source(cached, file), place.name, origin)
+        if not delete_source and (folder := cached(place.name, place.revision, file)):
+            origin = f"{place.name}@{folder.name}"
+            return _AtHand(open_source(folder, file), place.name, origin)
         if delete_source and (streamed := _with_hub_feed(place.name, place.revision, file, out)):
             return streamed
     pulled = fetch(address, None, (sources_home(), models_home()), file, settings)
