@@ -167,6 +167,22 @@ def stack_experts(arrays: Mapping[str, mx.array], config: ModelConfig) -> dict[s
     return out
 
 
+def fused(weights: Mapping[str, Array], config: ModelConfig) -> dict[str, Array]:
+    """The weights as transformers 5 holds them: experts stacked, gate above up."""
+    weights = dict(weights)
+    experts = range(config.num_local_experts)
+    for n in range(config.num_hidden_layers):
+        old, new = f"model.layers.{n}.block_sparse_moe", f"model.layers.{n}.mlp"
+        w1, w2, w3 = (
+            np.stack([weights.pop(f"{old}.experts.{e}.{w}.weight") for e in experts])
+            for w in ("w1", "w2", "w3")
+        )
+        weights[f"{new}.experts.gate_up_proj"] = np.concatenate([w1, w3], axis=1)
+        weights[f"{new}.experts.down_proj"] = w2
+        weights[f"{new}.gate.weight"] = weights.pop(f"{old}.gate.weight")
+    return weights
+
+
 def pack(path: str, values: mx.array, spec: QuantSpec) -> dict[str, mx.array]:
     parts = mx.quantize(values, group_size=spec.group_size, bits=spec.bits, mode=spec.mode)
     return {f"{path}.{k}": v for k, v in zip(("weight", "scales", "biases"), parts, strict=False)}

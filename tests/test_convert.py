@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import (
+    fused,
     quantization,
     random_ids,
     random_weights,
@@ -173,24 +174,10 @@ def test_float16_scales_stay_float16(tmp_path):
 # --- other forms of the same model
 
 
-def fused(config: ModelConfig) -> dict[str, np.ndarray]:
-    """The weights as transformers 5 holds them: experts stacked, gate above up."""
-    weights = random_weights(config)
-    experts = range(config.num_local_experts)
-    for n in range(config.num_hidden_layers):
-        old, new = f"model.layers.{n}.block_sparse_moe", f"model.layers.{n}.mlp"
-        w1, w2, w3 = (
-            np.stack([weights.pop(f"{old}.experts.{e}.{w}.weight") for e in experts])
-            for w in ("w1", "w2", "w3")
-        )
-        weights[f"{new}.experts.gate_up_proj"] = np.concatenate([w1, w3], axis=1)
-        weights[f"{new}.experts.down_proj"] = w2
-        weights[f"{new}.gate.weight"] = weights.pop(f"{old}.gate.weight")
-    return weights
-
-
 def test_the_fused_spelling_gives_the_same(source, tmp_path):
-    hf5 = write_hf(tmp_path / "hf5", TINY, fused(TINY), dtype="BF16", shards=2)
+    hf5 = write_hf(
+        tmp_path / "hf5", TINY, fused(random_weights(TINY), TINY), dtype="BF16", shards=2
+    )
     assert_same(read(run(hf5, tmp_path / "a")), read(run(source, tmp_path / "b")))
 
 
