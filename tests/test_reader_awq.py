@@ -95,7 +95,7 @@ def test_what_autoawq_packed(tmp_path: Path, name: str) -> None:
     held_closely(part, Quantized(4, golden["codes"], scales, golden["zeros"], groups))
     assert part.spec == QuantSpec(4, int(size))
     if version == "gemm":
-        assert np.array_equal(np.asarray(part.read()), golden["weights"])
+        assert np.array_equal(np.asarray(part.read())[:8], golden["weights"])
 
 
 @pytest.mark.parametrize(

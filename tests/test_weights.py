@@ -453,7 +453,7 @@ def entry(begin=0, end=8, dtype="F32", shape=(2,)):
         ({"a": entry(shape="2")}, "a is damaged"),
         ({"a": entry(shape=None)}, "a is damaged"),
         ({"a": entry(shape=(3,))}, "a has 8 bytes"),
-        ({"a": entry(dtype="I64")}, "I64"),
+        ({"a": entry(dtype="F64")}, "F64"),
         ({"a": entry(dtype="f32")}, "f32"),
         ({"a": entry(dtype=None)}, "a "),
         ({"a": entry(dtype=["F32"])}, "a "),

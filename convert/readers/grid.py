@@ -20,7 +20,7 @@ Indices = NDArray[np.int32]
 GROUPS = (128, 64, 32)
 """MLX's group sizes, the one that takes the least room first."""
 
-_BLOCK = 1 << 20  # weights that are dequantized at a time
+BLOCK = 1 << 18  # weights that are dequantized at a time
 _LARGEST = 65504.0  # of float16
 
 _WIDER = {1: 3, 2: 4, 3: 5, 4: 6, 5: 8, 6: 8, 8: 8}
@@ -41,13 +41,6 @@ class Grid:
     groups: Indices
     """[in]: the group of each column of the matrix."""
 
-    @property
-    def sound(self) -> bool:
-        """Whether all scales and zeros are numbers, and no weight is too large for float16."""
-        with np.errstate(all="ignore"):
-            reach = np.abs(self.scales) * (np.abs(self.zeros) + (1 << self.bits))
-        return bool((reach < _LARGEST).all())
-
     def packed(self, size: int) -> tuple[mx.array, mx.array, mx.array]:
         """MLX's weight, scales and biases in groups of ``size``, which ``held`` gave.
 
@@ -63,7 +56,7 @@ class Grid:
         """The weights [out, in] in float16, each rounded once."""
         width, columns = self.words.shape[1], len(self.groups)
         count, length = run(self.bits)
-        runs = max(1, _BLOCK // (count * width))
+        runs = max(1, BLOCK // (count * width))
         out = np.empty((width, columns), np.float16)
         for begin in range(0, columns, runs * count):
             end = min(columns, begin + runs * count)
@@ -74,6 +67,13 @@ class Grid:
             values *= self.scales[groups]
             out[:, begin:end] = values.astype(np.float16).T
         return mx.array(out)
+
+
+def sound(scales: Floats, zeros: Floats, bits: int) -> bool:
+    """Whether all of them are numbers, and no weight on the grid is too large for float16."""
+    with np.errstate(all="ignore"):
+        reach = np.abs(scales) * (np.abs(zeros) + (1 << bits))
+    return bool((reach < _LARGEST).all())
 
 
 def held(groups: Indices) -> int | None:
@@ -139,7 +139,7 @@ class Coded(ABC):
 
     def _checked(self) -> Grid:
         grid = self.grid()
-        if not grid.sound:
+        if not sound(grid.scales, grid.zeros, grid.bits):
             raise self.error("its scales or zero points are no numbers, or far too large")
         return grid
 
@@ -155,14 +155,18 @@ class Coded(ABC):
         return np.array(self.arrays[kind].read().astype(mx.float32))
 
 
-def remarks(coded: Sequence[Coded], width: int, symmetric: bool) -> tuple[str, ...]:
+def remarks(
+    coded: Sequence[Coded],
+    width: int,
+    symmetric: bool,
+    why: str = "their columns are in the order of activation",
+) -> tuple[str, ...]:
     """What a person should know of a model of these matrices, in groups of ``width`` (-1: rows).
 
-    ``symmetric``: all zero points are powers of 2.
+    ``symmetric``: all zero points are powers of 2. ``why`` codes cannot be kept, if some cannot.
     """
     notes = []
     if again := [part for part in coded if part.held is None]:
-        why = "their columns are in the order of activation"
         if 0 < width < min(GROUPS):
             why = f"MLX has no groups of {width}"
         specs = sorted({f"{part.spec.bits} bits" for part in again if part.spec})
@@ -173,13 +177,18 @@ def remarks(coded: Sequence[Coded], width: int, symmetric: bool) -> tuple[str, .
     if (kept := [part for part in coded if part.held]) and not symmetric:
         bits = max(part.bits for part in kept)
         notes.append(
-            f"MLX keeps -zero x scale in float16; the rounding moves weights by at most "
+            f"MLX keeps -zero x scale in float16; the rounding moves weights by up to "
             f"1/{2 ** (11 - bits)} of a step between two codes."
         )
     if wide := {part.held for part in kept if part.held and not 0 < width <= part.held}:
         groups = f"groups of {width}" if width > 0 else "whole rows"
         notes.append(f"Scales of {groups} are repeated for MLX's groups of {max(wide)}.")
-    kinds = {part.arrays["scales"].dtype for part in coded if "scales" in part.arrays}
+    kinds = {
+        array.dtype
+        for part in coded
+        for kind, array in part.arrays.items()
+        if kind in ("scales", "scale")
+    }
     if kinds - {mx.float16}:
         notes.append("Scales are not float16 but rounded to it, by at most 1/2048 of each.")
     return tuple(notes)

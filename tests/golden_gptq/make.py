@@ -1,7 +1,7 @@
 """Makes golden.npz: small matrices packed, and unpacked again, by the programs that others use.
 
 Not run by the tests. It needs torch, transformers and, installed without their dependencies,
-auto-gptq 0.7.1, gptqmodel 7.7.0 and autoawq 0.2.9:
+auto-gptq 0.7.1, gptqmodel 7.7.0, autoawq 0.2.9 and hqq 0.2.8:
 
     python tests/golden_gptq/make.py
 """
@@ -38,8 +38,10 @@ from awq.utils.packing_utils import dequantize_gemm  # noqa: E402
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear  # noqa: E402
 from gptqmodel.utils.backend import BACKEND  # noqa: E402
 from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module  # noqa: E402
+from hqq.core.quantize import BaseQuantizeConfig, HQQLinear  # noqa: E402
 
 OUT, IN = 32, 128
+ROWS = 8  # of the weights as the program unpacks them, to keep the file small
 rng = np.random.default_rng(7)
 golden = {}
 
@@ -76,7 +78,7 @@ def keep(name, module, drawn, weights):
     golden[f"{name}/codes"] = codes.astype(np.uint8)
     golden[f"{name}/zeros"] = zeros.astype(np.uint8)
     if weights is not None:
-        golden[f"{name}/weights"] = np.asarray(weights, np.float16)
+        golden[f"{name}/weights"] = np.asarray(weights, np.float16)[:ROWS]
 
 
 def tensors(drawn):
@@ -131,5 +133,20 @@ for size in (32, 64, 128):
         keep(f"gemm-{size}", gemm, drawn, weights.numpy())
     gemv = AwqGemv.from_linear(linear(drawn[4]), 4, size, scales=scales, zeros=zeros)
     keep(f"gemv-{size}", gemv, drawn, None)  # it has no dequantizer without a GPU
+
+HQQ_KINDS = ("W_q", "scale", "zero", "nbits", "group_size", "axis", "shape")
+torch.manual_seed(7)
+for bits, size, axis, floats in (
+    (4, 64, 1, False), (4, 64, 0, False), (4, 64, 1, True), (3, 64, 1, False), (3, 32, 0, False),
+    (2, 32, 1, False), (1, 64, 1, False), (5, 128, 1, False), (8, 128, 1, False),
+):  # fmt: skip
+    config = BaseQuantizeConfig(bits, group_size=size, axis=axis, view_as_float=floats)
+    weights = torch.randn(OUT, IN) / 50
+    module = HQQLinear(linear(weights.numpy()), config, compute_dtype=torch.float32, device="cpu")
+    name = f"hqq-{bits}-{size}-{axis}" + "-float" * floats
+    for kind, value in module.state_dict().items():
+        if name == "hqq-4-64-1" or kind in HQQ_KINDS:  # the rest is the same everywhere
+            golden[f"{name}/{kind}"] = value.detach().numpy()
+    golden[f"{name}/weights"] = module.dequantize().half().numpy()[:ROWS]
 
 np.savez_compressed(Path(__file__).with_name("golden.npz"), **golden)
