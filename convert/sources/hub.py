@@ -22,6 +22,7 @@ from convert.sources.checked import Checked
 from convert.sources.choice import RemoteFile, choose
 from convert.sources.connection import PATIENCE, patiently, stream
 from convert.sources.transfer import address, bring
+from convert.sources.xet import Xet
 from convert.target import check_room
 from mlx_mixtral.errors import MixtralError, ModelError, UsageError
 
@@ -94,7 +95,7 @@ def look(name: str, revision: str | None = None, only: str | None = None) -> Rep
         raise UsageError(f"{name!r} is not the name of a repository: owner/name") from None
     except UnicodeEncodeError:
         raise UsageError("the token in HF_TOKEN has characters that no token has") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise MixtralError(
             f"the answer of {constants.ENDPOINT} about {name} makes no sense ({error!r}); is there "
             f"a proxy, or a network that wants a login?"
@@ -201,7 +202,7 @@ def _fetch(
     folder: Path,
     progress: Progress | None,
 ) -> None:
-    checked = Checked(folder)
+    checked, xet = Checked(folder), Xet()
     here = {file: file.size if checked.holds(file) else checked.here(file) for file in files}
     total = sum(file.size for file in here)
     check_room(folder, total - sum(here.values()))
@@ -216,7 +217,7 @@ def _fetch(
         if checked.holds(file):
             continue
         part, beat = checked.part(file), partial(tell, file)
-        bring(repository.name, repository.commit, file, part, beat)
+        bring(repository.name, repository.commit, file, part, beat, xet)
         if not checked.accept(file):
             raise ModelError(
                 f"{file.name} of {repository.name} came damaged and was removed: it is not "

@@ -8,13 +8,14 @@ from contextlib import closing
 from pathlib import Path
 
 from convert.sources.choice import RemoteFile
-from convert.sources.connection import headers, patiently, stream
+from convert.sources.connection import patiently, stream
+from convert.sources.xet import Xet
 from convert.target import opened, reported
 
 Tell = Callable[[int], None]
 
 
-def bring(name: str, commit: str, file: RemoteFile, part: Path, tell: Tell) -> None:
+def bring(name: str, commit: str, file: RemoteFile, part: Path, tell: Tell, xet: Xet) -> None:
     """Let ``part`` grow to the size of ``file``, of repository ``name`` at ``commit``.
 
     What is in ``part`` is taken to be the file's beginning; whether all of it is right is for
@@ -33,7 +34,7 @@ def bring(name: str, commit: str, file: RemoteFile, part: Path, tell: Tell) -> N
 
     def work() -> None:
         if not there() and file.sha256:
-            _by_xet(url, file, part, tell)
+            xet.fetch(url, part, file.size, tell)
         if (start := there()) >= file.size:
             return
         pieces = stream(url, start, file.size, file.size)
@@ -61,45 +62,3 @@ def _write(out: int, piece: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(out, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _by_xet(url: str, file: RemoteFile, part: Path, tell: Tell) -> None:
-    """Fetch ``file`` by Xet if the hub offers it: faster, but only from the beginning.
-
-    Xet writes from front to back. What it does not finish, for whatever reason, the plain way
-    does, and that tells what is wrong with the network.
-    """
-    from huggingface_hub import constants, get_hf_file_metadata
-    from huggingface_hub.file_download import xet_get
-
-    found = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, headers=headers())
-    if found.xet_file_data is None or constants.HF_HUB_DISABLE_XET:
-        return
-
-    class Bar:
-        """Stands where the library would have a progress bar, and draws nothing."""
-
-        done = 0
-
-        def __init__(self, **_: object) -> None: ...
-
-        def update(self, count: int) -> None:
-            self.done += count
-            tell(min(self.done, file.size))
-
-        def update_transfer(self, count: int) -> None: ...
-
-        def set_postfix_str(self, *_: object, **__: object) -> None: ...
-
-        set_transfer_postfix_str = set_postfix_str
-
-    try:
-        xet_get(
-            incomplete_path=part,
-            xet_file_data=found.xet_file_data,
-            headers=headers(),
-            expected_size=file.size,
-            tqdm_class=Bar,
-        )
-    except Exception:
-        return
