@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,14 @@ def test_groups_of_32_where_64_do_not_divide(tmp_path: Path) -> None:
     part, _, expected = matrix(tmp_path, Type.IQ4_NL, width=96)
     assert part.spec == QuantSpec(6, 32)
     assert same(part.read(), mx.array(expected.astype(np.float16)))
+
+
+def test_vectors_stay_at_16_bits(tmp_path: Path) -> None:
+    """Nobody quantizes norms, but where somebody does, they are read."""
+    part, blocks, expected = matrix(tmp_path, Type.Q8_0, rows=1)
+    vector = replace(part, extent=replace(part.extent, shape=(blocks.size,)))
+    assert (vector.shape, vector.spec, vector.exact) == ((512,), None, False)
+    assert same(vector.read(), mx.array(expected[0].astype(np.float16)))
 
 
 def test_sizes_are_the_packages_own() -> None:
@@ -664,6 +673,9 @@ def test_added_tokens_stay_added(kind: int, tmp_path: Path) -> None:
     assert tokenizer.added == {"<|im_end|>": 32000, "<|im_start|>": 32001}
     assert tokenizer.vocab_size == 32002
     assert tokenizer.eos_id == 32000
+    settings = json.loads(source.made["tokenizer_config.json"])
+    assert (settings["eos_token"], settings["add_bos_token"]) == ("<|im_end|>", True)
+    assert settings["added_tokens_decoder"]["32001"]["special"] == (kind == 3)
     typed = "<|im_start|>user\n<|im_end|>"
     assert tokenizer.encode(typed) == MODELS["v1"].encode(typed)
     template = template_for(tokenizer, tmp_path)

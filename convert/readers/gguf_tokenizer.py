@@ -154,7 +154,6 @@ def _model(header: Header, vocabulary: _Vocabulary) -> bytes:
     for key, piece in (("unk", "<unk>"), ("bos", "<s>"), ("eos", "</s>")):
         setattr(trainer, f"{key}_piece", piece)
         setattr(trainer, f"{key}_id", vocabulary.pieces.index(piece))
-    trainer.pad_id = -1
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = _flag(header, "add_space_prefix", True)
     normalizer.remove_extra_whitespaces = _flag(header, "remove_extra_whitespaces", False)
