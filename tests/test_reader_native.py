@@ -11,7 +11,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import encode, random_weights, tiny_config, write_hf, write_safetensors
-from formats_native import cut, native, write_params, write_pth
+from formats_native import (
+    cut,
+    mapping,
+    native,
+    program,
+    storage,
+    tensor,
+    write_archive,
+    write_params,
+    write_pth,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,8 +125,8 @@ def test_pieces_of_any_size(tmp_path_factory, at):
     source = read_native(cut(folder / PTH, [f"{PTH}-split{n}" for n in range(len(at) + 1)],
                              sorted(at)))  # fmt: skip
     truth = open_weights(GOLDEN / "mixtral_hf", source.config)
-    for name, tensor in source.tensors.items():
-        assert bits(tensor.parts[-1].read()) == bits(truth[name].parts()[-1].read())
+    for name, weight in source.tensors.items():
+        assert bits(weight.parts[-1].read()) == bits(truth[name].parts()[-1].read())
     shutil.rmtree(folder)
 
 
@@ -190,6 +200,14 @@ def test_piece_cut_short(folder):
     refused(folder, "two pieces 2", f"{PTH}-split2", f"{PTH}-split02")
 
 
+def test_pieces_of_no_common_size(folder):
+    cut(folder / PTH, [f"{PTH}-split{n}" for n in range(4)], [10_000, 30_000, 100_000])
+    (folder / f"{PTH}-split3").unlink()
+    with pytest.raises(ModelError) as error:
+        read_native(folder)
+    assert "others" not in str(error.value)
+
+
 def test_several_models(folder):
     shutil.copy(folder / PTH, folder / "another.pth")
     refused(folder, "another.pth", "name one of them", kind=UsageError)
@@ -223,6 +241,9 @@ def test_nothing_there(tmp_path, folder):
 
 
 def test_configuration(folder, layers):
+    (folder / "config.json").write_text("of something else")
+    same(read_native(folder), GOLDEN / "mixtral_hf")
+    (folder / "config.json").unlink()
     (folder / "params.json").write_text('{"dim": 32}')
     refused(folder, "params.json: ", "missing")
     (folder / "params.json").unlink()
@@ -285,6 +306,16 @@ def test_dense_and_head_dim(tmp_path, dtype):
 )
 def test_tensors_refused(tmp_path, changes, words):
     refused(written(tmp_path, tiny_config(), changes), *words)
+
+
+def test_stack_on_end(tmp_path):
+    """Experts cannot be cut out of a matrix that lies column by column."""
+    config = tiny_config()
+    folder = written(tmp_path, config)
+    stack = tensor(storage("0", 256 * 64), [256, 64], [1, 256])
+    pickled = program(mapping({"layers.0.block_sparse_moe.w1": stack}))
+    write_archive(folder / PTH, pickled, {"0": bytes(2 * 256 * 64)})
+    refused(folder, "layers.0.block_sparse_moe.w1", "row by row")
 
 
 def test_derived_tensors_are_skipped(tmp_path):

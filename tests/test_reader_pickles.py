@@ -361,7 +361,7 @@ TYPE = name("torch", "BFloat16Storage")
         persistent(text("storage"), TYPE, text("0"), b"N", number(6)),
         persistent(text("storage"), TYPE, text("0"), text("cpu"), text("6")),
         persistent(text("storage"), TYPE, text("0"), text("cpu"), flag(True)),
-        persistent(text("storage"), TYPE, text("0"), text("cpu"), b"G" + bytes(8)),
+        persistent(text("storage"), TYPE, text("0"), text("cpu"), b"G" + struct.pack(">d", 6)),
         persistent(storage("0", 6), TYPE, text("0"), text("cpu"), number(6)),
     ],
 )  # fmt: skip
@@ -422,6 +422,7 @@ def test_bombs(tmp_path):
     doubled = b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(200))
     in_time(tmp_path, program(b"}" + doubled + b"Ns"), "keys other than names")
     in_time(tmp_path, program(mapping({"a": tensor(doubled + b"Q", [2, 3], [3, 1])})), "tensor a")
+    in_time(tmp_path, program(text("collections") + doubled + b"\x93"), "no name")
     odd = [SOUND["kept"], number(0), numbers(2, 3), numbers(3, 1), b"N", b"N", doubled]
     rebuilt = call(name("torch._utils", "_rebuild_tensor_v2"), *odd)
     in_time(tmp_path, program(mapping({"a": rebuilt})), "more to it")
@@ -564,6 +565,12 @@ def test_cut_short(sound):
     for end in range(len(data)):
         sound.write_bytes(data[:end])
         refused(sound, "a.pth")
+
+
+def test_beginning_missing(sound):
+    """The directory is found from the end, and points before the file."""
+    sound.write_bytes(sound.read_bytes()[20:])
+    refused(sound, "lies outside the file")
 
 
 def test_more_than_32_bits(tmp_path):

@@ -31,8 +31,6 @@ _HEADER = re.compile(
     re.ASCII,
 )
 _LONGEST_HEADER = 512
-_MOST_AXES = 4
-_LARGEST = 1 << 60
 _KINDS = ("weight", "scales", "biases")
 
 _DTYPES = {
@@ -123,8 +121,6 @@ def _array(name: str, data: Extent) -> Plain:
     if (dtype := _DTYPES.get(descr)) is None:
         raise ModelError(f"{name} holds {descr!a}; weights are 16- or 32-bit floats, or codes")
     shape = tuple(int(number) for number in numbers.replace(",", " ").split())
-    if len(shape) > _MOST_AXES or max(shape, default=0) > _LARGEST:
-        raise ModelError(f"{name} has an impossible shape; fetch it again")
     if math.prod(shape) * dtype.size != data.nbytes - begin:
         raise ModelError(f"{name} has not the length that its shape {list(shape)} asks for")
     values = Extent(data.file, data.offset + begin, shape, dtype)

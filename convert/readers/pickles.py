@@ -82,7 +82,7 @@ class _Archive:
         """Of an archive that holds no program."""
         name, found = file.pieces[0].name, read_directory(file)
         stems = [path.removesuffix("data.pkl") for path in found if path.endswith("/data.pkl")]
-        if len(stems) != 1 or stems[0].count("/") > 1:
+        if len(stems) != 1:
             raise ModelError(f"{name} is a zip archive, but not one that torch.save wrote")
         entries = {
             path.removeprefix(stems[0]): info
