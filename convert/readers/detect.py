@@ -6,8 +6,6 @@ from convert.readers import Source
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.jsonfile import read_json, read_json_if_there
 
-_WEIGHTS = ("*.safetensors", "*.npz", "*.pth", "*.pt", "*split*", "*.gguf", "*.bin")
-
 
 def open_source(path: Path, only: str | None = None) -> Source:
     """The model at ``path``, in whatever form; headers are read, and no weights.
@@ -64,7 +62,7 @@ def _open_folder(folder: Path) -> Source:
             f"{folder} holds pytorch_model*.bin, which can hold code; fetch the same model's "
             f"safetensors instead"
         )
-    raise UsageError(f"{folder} holds no weights; give the folder that holds {_WEIGHTS[0]} files")
+    raise UsageError(f"{folder} holds no weights; give the folder that holds *.safetensors files")
 
 
 def _open_quantized(folder: Path, method: str) -> Source:
@@ -76,6 +74,10 @@ def _open_quantized(folder: Path, method: str) -> Source:
         from convert.readers.awq import read_awq
 
         return read_awq(folder)
+    if method == "hqq":
+        from convert.readers.hqq import read_hqq
+
+        return read_hqq(folder)
     raise UsageError(
         f"{folder} is quantized by {method!r}, which this program does not read; "
         f"convert the 16-bit original instead"
@@ -83,7 +85,7 @@ def _open_quantized(folder: Path, method: str) -> Source:
 
 
 def _method(folder: Path) -> str:
-    """``gptq``, ``awq`` or the like, where config.json or a file beside it says so."""
+    """``gptq``, ``awq``, ``hqq`` or another, where config.json or a file beside it says so."""
     for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
         if (folder / name).is_file():
             return str(read_json(folder / name).get("quant_method") or method)
