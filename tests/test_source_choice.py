@@ -84,6 +84,20 @@ def test_what_goes_along():
     assert chosen == [*beside, "model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("others", "index"),
+    [
+        ((), ["model.safetensors.index.json", "x.safetensors.index.json"]),
+        (("model.safetensors",), ["x.safetensors.index.json"]),
+    ],
+)
+def test_an_index_of_the_usual_name_for_files_of_other_names(others, index):
+    shards = ("x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors")
+    indexes = ("model.safetensors.index.json", "x.safetensors.index.json")
+    chosen = choose("a/b", listed(*shards, *others, *indexes), "x-*")
+    assert [file.name for file in chosen] == [*index, *shards]
+
+
 def test_a_folder_of_the_repository_is_left_behind():
     files = listed("config.json", "tokenizer.model", "model.safetensors")
     files += listed("original/params.json", "original/tokenizer.model", "original/tok.json")

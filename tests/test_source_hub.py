@@ -279,7 +279,7 @@ def test_files_that_are_there_already(hub, folder):
         (folder / name).write_bytes(FILES[name])
     (folder / SHARDS[1]).write_bytes(FILES[SHARDS[1]][:-1] + b"!")
     (folder / "tokenizer.model").write_bytes(b"short")
-    (folder / ".checked.json").write_bytes(b"{damaged")
+    (folder / ".checked").write_bytes(b"{damaged")
     source.download(source.look(NAME), folder)
     assert content(folder) == WHOLE
     assert not {SHARDS[0], "config.json"} & hub.asked()
@@ -514,7 +514,19 @@ def test_answers_that_make_no_sense(hub, answer):
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "/etc/passwd", "a/../../x", "a\\x", "..", "./x", "a//b", "x\x1b[2J", "a\nb", ""],
+    [
+        "../x",
+        "/etc/passwd",
+        "LICENSE" + "x" * 250,
+        "a/../../x",
+        "a\\x",
+        "..",
+        "./x",
+        "a//b",
+        "x\x1b[2J",
+        "a\nb",
+        "",
+    ],
 )
 def test_names_that_point_elsewhere(hub, name):
     hub.repos[NAME] = Repo(FILES | {name: b"x"})
@@ -646,6 +658,14 @@ def test_offline(hub, monkeypatch):
 def test_no_network(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     fails(lambda: source.look(NAME), "cannot reach http://127.0.0.1:9", "check the network")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://[", "mirror.example", "ftp://x", "http://", "http://a b"]
+)
+def test_an_endpoint_that_is_none(hub, monkeypatch, endpoint):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    fails(lambda: source.look(NAME), f"cannot reach {endpoint} (")
 
 
 # --- Room on the disk

@@ -122,7 +122,7 @@ def left(folder):
 
 def unfinished(folder):
     """How much there is of the others."""
-    parts = [path.read_bytes() for path in folder.glob(".*.part") if path.name[1] != "c"]
+    parts = [path.read_bytes() for path in folder.glob(".*.part") if path.name != ".checked.part"]
     return {name: len(part) for part in parts for name in WANTED if is_start(name, part)}
 
 

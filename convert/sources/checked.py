@@ -16,7 +16,7 @@ from convert.target import opened, reported, write_file
 from mlx_mixtral.errors import ModelError
 from mlx_mixtral.jsonfile import read_json
 
-_LIST = ".checked.json"
+_LIST = ".checked"
 _PART = ".*.part"
 _BLOCK = 1 << 20
 
@@ -47,15 +47,15 @@ class Checked:
         path = self.folder / file.local
         if not path.is_file():
             return False
-        if path.stat().st_size == file.size:
-            if self._found.get(file.local) == _identity(file):
-                return True
-            if _content(path, file) == _identity(file):
-                self._note(file)
-                return True
         with reported(path):
-            path.unlink()
-        return False
+            right = path.stat().st_size == file.size
+            if right and self._found.get(file.local) == _identity(file):
+                return True
+            if not right or _content(path, file) != _identity(file):
+                path.unlink()
+                return False
+        self._note(file)
+        return True
 
     def accept(self, file: RemoteFile) -> bool:
         """Check the part of ``file`` and give it its name; False: it was wrong, and is gone."""

@@ -116,11 +116,11 @@ def choose(
     best = [variant for variant in found if variant.rank == min(v.rank for v in found)]
     if len(best) > 1:
         raise UsageError(f"{repository} holds several models, take one with --file: {_list(best)}")
-    chosen = best[0]
+    chosen, ranks = best[0], {variant.rank for variant in variants}
     beside = {
         file.local: file  # what lies beside the weights comes last and wins
         for file in sorted(files, key=lambda file: (len(file.folder), file.name))
-        if _goes_along(file, chosen)
+        if _goes_along(file, chosen, ranks)
     }
     return (*(beside[name] for name in sorted(beside)), *chosen.files)
 
@@ -147,10 +147,12 @@ def _model(name: str) -> str:
     return "".join(numbered.groups()) if numbered else name
 
 
-def _goes_along(file: RemoteFile, chosen: _Variant) -> bool:
+def _goes_along(file: RemoteFile, chosen: _Variant, ranks: set[int]) -> bool:
     if file.local.endswith(_INDEX):
         form = _rank(file.local.removesuffix(_INDEX))
-        return file.folder == chosen.folder and form == chosen.rank
+        # An index can have the usual name though the files that it names have not.
+        own = form == chosen.rank or ((form, chosen.rank) == (0, 1) and 0 not in ranks)
+        return own and file.folder == chosen.folder
     if file.folder not in ("", chosen.folder):
         return False
     return any(fnmatchcase(file.local, pattern) for pattern in _BESIDE)

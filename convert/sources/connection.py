@@ -47,7 +47,7 @@ def patiently(
     Raises:
         MixtralError: the fault, in one line with its remedy.
     """
-    from httpx2 import HTTPError
+    from httpx2 import HTTPError, InvalidURL
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     pauses = PATIENCE if patience is None else patience
@@ -56,7 +56,7 @@ def patiently(
         try:
             with quiet():
                 return work()
-        except (HTTPError, OfflineModeIsEnabled, Cut) as error:
+        except (HTTPError, InvalidURL, OfflineModeIsEnabled, Cut) as error:
             if gained() > before:
                 failures, before = 0, gained()
             pause = _pause(error)
@@ -159,7 +159,7 @@ def asked_pause(error: HfHubHTTPError) -> float:
 
 def explained(error: Exception, name: str, revision: str | None) -> MixtralError:
     """A fault of the library's, in the words of this program."""
-    from httpx2 import ConnectError
+    from httpx2 import ConnectError, InvalidURL, UnsupportedProtocol
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -171,7 +171,7 @@ def explained(error: Exception, name: str, revision: str | None) -> MixtralError
     if isinstance(error, HfHubHTTPError):
         return _refused(error, name, revision, f"{constants.ENDPOINT}/{name}")
     reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ConnectError):
+    if isinstance(error, ConnectError | InvalidURL | UnsupportedProtocol):
         return MixtralError(
             f"cannot reach {constants.ENDPOINT} ({reason}), and {name} is not complete in the "
             f"Hugging Face cache; check the network, then {_AGAIN}"

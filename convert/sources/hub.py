@@ -126,9 +126,10 @@ def _files(info: ModelInfo) -> tuple[RemoteFile, ...]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name stays in its folder, and can be shown on a terminal."""
-    parts = name.split("/")
-    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
+    """Whether a name stays in its folder, and can be shown on a terminal and used on a disk."""
+    if not name.isprintable() or "\\" in name:
+        return False
+    return all(part not in ("", ".", "..") and len(part.encode()) < 256 for part in name.split("/"))
 
 
 def _licence(info: ModelInfo) -> str | None:
