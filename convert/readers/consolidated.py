@@ -29,8 +29,8 @@ class Consolidated:
 def find(folder: Path, given: str | None = None) -> Consolidated:
     """The checkpoint in ``folder``, or the one that its file named ``given`` belongs to.
 
-    Where a folder holds the model in several forms, the first of safetensors, whole .pth,
-    pieces, and .pt is taken.
+    Where a folder holds the model in several forms, the first of safetensors, .pth, .pt and
+    pieces is taken.
 
     Raises:
         UsageError: there is no such checkpoint, or there are several.
@@ -45,8 +45,8 @@ def find(folder: Path, given: str | None = None) -> Consolidated:
     sets = [
         (_safetensors, [name for name in whole if name == _WHOLE or _SHARD.fullmatch(name)]),
         (_pth, [name for name in whole if name.endswith(".pth")]),
-        *((_pieces, group) for group in pieces.values()),
         (_pt, [name for name in whole if name.endswith(".pt")]),
+        *((_pieces, group) for group in pieces.values()),
     ]
     found = [(read, group) for read, group in sets if group and given in (None, *group)]
     if not found:
