@@ -113,12 +113,16 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     vocabulary: Callable[[gguf.GGUFWriter], None] | None = None,
     per_piece: int = 0,
+    bare_first: bool = False,
 ) -> dict[str, tuple[Type, Array]]:
     """Write ``tensors``, one-dimensional ones and the router in float32; returns what was stored.
 
-    ``metadata`` adds keys, takes them out (None), or changes them.
+    ``metadata`` adds keys, takes them out (None), or changes them. ``bare_first``: the first
+    piece of a split set holds no tensors.
     """
-    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=per_piece)
+    writer = gguf.GGUFWriter(
+        path, "llama", split_max_tensors=per_piece, small_first_shard=bare_first
+    )
     keys = {
         "llama.context_length": config.max_position_embeddings,
         "llama.embedding_length": config.hidden_size,

@@ -245,15 +245,18 @@ def is_checkpoint(source: Source, folder: Path, config: ModelConfig, dtype: str)
         assert bool(mx.array_equal(ours.astype(theirs.dtype), wanted)), name
 
 
-def test_any_piece_of_a_split_set_will_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bare", [False, True])
+def test_any_piece_of_a_split_set_will_do(bare: bool, tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tensors_of(config, random_weights(config))
-    write_gguf(tmp_path / "a.gguf", config, tensors, Type.F16, per_piece=9)
+    size = 12 if bare else 9
+    file = tmp_path / "a.gguf"
+    write_gguf(file, config, tensors, Type.F16, per_piece=size, bare_first=bare)
     pieces = sorted(tmp_path.glob("a-*.gguf"))
     assert [piece.name for piece in pieces] == [f"a-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     for i, piece in enumerate(pieces):
         source = read_gguf(piece)
-        assert source.files == tuple(pieces)
+        assert source.files == tuple(pieces[1:] if bare else pieces)
         is_checkpoint(source, tmp_path / f"hf{i}", config, "F16")
     pieces[1].rename(tmp_path / "elsewhere.gguf")
     with pytest.raises(ModelError, match=r"a-00002-of-00003.gguf is missing; fetch all 3"):
@@ -689,6 +692,9 @@ def test_a_template_for_tools_comes_along(tmp_path: Path) -> None:
     config = json.loads(source.made["tokenizer_config.json"])
     assert config["chat_template"] == templates
     assert "chat_template.jinja" not in source.made
+    source = vocabulary_only(tmp_path, MODELS["v1"], template="x" * (300 << 10))
+    assert "chat_template.jinja" not in source.made
+    assert source.notes == ("its chat template was left out: it is no text of sensible size",)
 
 
 def test_spaces_before_the_text(tmp_path: Path) -> None:

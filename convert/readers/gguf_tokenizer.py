@@ -52,21 +52,24 @@ def tokenizer_files(header: Header, rows: int) -> tuple[dict[str, bytes], tuple[
     """
     files: dict[str, bytes] = {}
     config: dict[str, Any] = {}
+    notes: list[str] = []
     templates = _templates(header)
     if len(templates) > 1:
         config["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
     elif templates:
         files["chat_template.jinja"] = templates["default"].encode(errors="replace")
+    elif "tokenizer.chat_template" in header.metadata:
+        notes.append("its chat template was left out: it is no text of sensible size")
     try:
         vocabulary = _vocabulary(header, rows)
         files["tokenizer.model"] = _model(header, vocabulary)
         config |= _config(header, vocabulary)
-        notes = vocabulary.notes
+        notes += vocabulary.notes
     except _LostError as why:
-        notes = (f"no tokenizer was made: {why}; put the original model's tokenizer.model there",)
+        notes.append(f"no tokenizer was made: {why}; put the original's tokenizer.model there")
     if config:
         files["tokenizer_config.json"] = json.dumps(config, indent=2).encode()
-    return files, notes
+    return files, tuple(notes)
 
 
 def _templates(header: Header) -> dict[str, str]:
