@@ -180,11 +180,14 @@ def _settled(opened: Folder) -> tuple[Layout, tuple[str, ...]]:
     first = next((m for m in opened.matrices if m.shape and m.arrays.keys() & _KINDS), None)
     if first is None:
         raise ModelError(f"{opened.path} is said to be GPTQ, but none of its matrices is")
+    sym = opened.setting("sym")
+    if layout.mixed or sym is False:
+        return layout, ()
     if _is_symmetric(layout.matrix(first)):
         return replace(layout, symmetric=True), ()
-    other = replace(layout, less_one=not layout.less_one, symmetric=True)
-    if opened.setting("sym") is not True or layout.mixed:
+    if sym is not True:
         return layout, ()
+    other = replace(layout, less_one=not layout.less_one, symmetric=True)
     if _is_symmetric(other.matrix(first)):
         stored = "less 1" if other.less_one else "as they are"
         return other, (f"Zero points are stored {stored}, against what config.json says.",)

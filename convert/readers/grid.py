@@ -88,7 +88,7 @@ def held(groups: Indices) -> int | None:
 
 def even(columns: int, size: int) -> Indices:
     """Groups of ``size`` columns, in order."""
-    return np.arange(columns, dtype=np.int32) // np.int32(size)
+    return np.arange(columns, dtype=np.int32) // np.int32(min(size, columns))
 
 
 @dataclass(frozen=True)
