@@ -22,6 +22,8 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST:
             raise ModelError(f"{path} is far too large for its kind; fetch it again")
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing; fetch it again") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}); fetch it again") from None
     if not isinstance(value, dict):

@@ -40,7 +40,7 @@ def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
 def test_one_line_tells_the_result(tiny, tmp_path):
     done = run(tiny, "-o", tmp_path / "my model", "--bits", "8", "--group-size", "32")
     assert (done.returncode, done.stderr) == (0, "")
-    line = rf"{tmp_path}/my model: [\d.]+ MB, [\d.]+ bits per weight, in [\d.]+ s; "
+    line = rf"{tmp_path}/my model: [\d.]+ KB, [\d.]+ bits per weight, in [\d.]+ s; "
     line += rf"run it: mixtral-mlx chat '{tmp_path}/my model'\n"
     assert re.fullmatch(line, done.stdout)
     assert (tmp_path / "my model" / "config.json").exists()
@@ -49,7 +49,7 @@ def test_one_line_tells_the_result(tiny, tmp_path):
 def test_a_dry_run_writes_nothing(tiny, tmp_path):
     done = run(tiny, "-o", tmp_path / "out", "--dry-run")
     assert done.returncode == 0
-    assert "MB, 4.5" in done.stdout
+    assert "KB, 4.57 bits" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
