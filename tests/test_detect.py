@@ -77,7 +77,7 @@ def test_mlx_quantization_is_no_foreign_one(tmp_path):
         ("README.md", "no weights"),
         ("pytorch_model.bin", "can hold code"),
         ("x.gguf", "GGUF"),
-        ("consolidated.00.pth", "params.json is missing"),
+        ("consolidated.00.pth", "has no params.json"),
         ("weights.npz", "params.json is missing"),
     ],
 )
