@@ -15,6 +15,8 @@ from formats_gptq import (
     Array,
     Quantized,
     awq_arrays,
+    awq_words,
+    columns,
     in_groups,
     linear,
     place,
@@ -29,6 +31,7 @@ from hypothesis import strategies as st
 
 from convert.readers import Part, Source
 from convert.readers.awq import read_awq
+from convert.readers.packing import awq_to_gptq
 from mlx_mixtral.config import QuantSpec
 from mlx_mixtral.errors import MixtralError, ModelError
 
@@ -120,6 +123,11 @@ def test_a_whole_model(tmp_path: Path, config: Any, size: int, shards: int) -> N
     rows = f"groups of {size}" if size > 0 else "whole rows"
     assert source.form == f"AWQ, 4 bits in {rows}"
     assert any("1/128" in note for note in source.notes)
+
+
+def test_words_of_more_than_a_block() -> None:
+    codes = np.random.default_rng(2).integers(0, 16, (8 * 150, 16))
+    assert np.array_equal(awq_to_gptq(awq_words(codes)), columns(codes, 4))
 
 
 def test_a_router_that_was_quantized(tmp_path: Path) -> None:

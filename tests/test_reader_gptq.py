@@ -212,6 +212,34 @@ def test_groups_in_another_order_keep_their_codes(tmp_path: Path) -> None:
     held_exactly(part_of(source, Q_PROJ), quantized[Q_PROJ])
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_zero_point_of_0_is_stored_as_the_largest(tmp_path: Path, bits: int) -> None:
+    rng = np.random.default_rng(11)
+    zeros = rng.integers(0, 2, (128, 4)) * rng.integers(0, 1 << bits, (128, 4))
+    codes = rng.integers(0, 1 << bits, (128, 128))
+    scales = rng.uniform(0.01, 0.02, (128, 4)).astype(np.float16)
+    q = Quantized(bits, codes, scales, zeros, in_groups(128, 32))
+    weights, quantized = quantize_model(MISTRAL, lambda path, _: q if path == Q_PROJ else None)
+    raw = tensors(weights, quantized, gptq_arrays)
+    part = part_of(read_gptq(write(tmp_path, MISTRAL, raw, settings(bits, 32))), Q_PROJ)
+    held_exactly(part, q, bound=2.0 ** (bits - 11))
+    assert np.array_equal(np.asarray(part.read()), q.weights.astype(np.float16))
+
+
+@pytest.mark.parametrize("block", [1, 3000, 5000])
+def test_matrices_larger_than_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("convert.readers.grid.BLOCK", block)
+    for bits in (3, 4):
+        weights, quantized = quantize_model(MISTRAL, linear(bits, 32, order=True))
+        raw = tensors(weights, quantized, gptq_arrays)
+        source = read_gptq(write(tmp_path / str(bits), MISTRAL, raw, settings(bits, 32)))
+        for path, q in quantized.items():
+            values = np.asarray(part_of(source, path).read())
+            assert np.array_equal(values, q.weights.astype(np.float16))
+
+
 def test_a_group_of_more_than_128_is_told(tmp_path: Path) -> None:
     weights, quantized = quantize_model(MIXTRAL, linear(4, -1))
     raw = tensors(weights, quantized, gptq_arrays)

@@ -116,8 +116,11 @@ def packed(codes: Array, scales: Array, zeros: Array, axis: int) -> dict[str, Ar
     }
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_a_whole_model(tmp_path: Path, axis: int) -> None:
+@pytest.mark.parametrize(("axis", "block"), [(0, 1 << 18), (1, 1 << 18), (0, 500), (1, 500)])
+def test_a_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: int, block: int
+) -> None:
+    monkeypatch.setattr("convert.readers.hqq.BLOCK", block)
     rng = np.random.default_rng(5)
     raw, expected = {}, {}
     for name, values in random_weights(MIXTRAL).items():
