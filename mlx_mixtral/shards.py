@@ -151,7 +151,8 @@ def read_header(file: Path) -> dict[str, Span]:
         raise ModelError(f"{file} is not a safetensors file ({error}); fetch it again") from None
     if not isinstance(entries, dict):
         raise ModelError(f"{file} is not a safetensors file; fetch it again")
-    entries.pop("__metadata__", None)
+    if not _is_metadata(entries.pop("__metadata__", {})):
+        raise ModelError(f"{file}: the header's metadata is damaged; fetch it again")
     data = 8 + length
     spans = {name: _span(file, name, entry, data) for name, entry in entries.items()}
     end = data
@@ -162,6 +163,11 @@ def read_header(file: Path) -> dict[str, Span]:
     if end != size:
         raise ModelError(_truncated(file, size, end))
     return spans
+
+
+def _is_metadata(entry: Any) -> bool:
+    """Texts by name, as the format asks for; MLX's own reader fails on anything else."""
+    return isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values())
 
 
 def _truncated(file: Path, size: int, want: int) -> str:

@@ -10,7 +10,7 @@ from convert.readers import Named, Source, assemble
 from convert.readers.extent import Extent, Joined
 from convert.readers.plain import Packed
 from mlx_mixtral.config import ModelConfig, QuantSpec, read_config
-from mlx_mixtral.errors import UsageError
+from mlx_mixtral.errors import ModelError, UsageError
 from mlx_mixtral.shards import Span
 from mlx_mixtral.weights import Tensor, expected_shapes, open_weights, packed_shapes
 
@@ -57,7 +57,12 @@ class Stored:
         return (self.span.file,)
 
     def read(self) -> mx.array:
-        return self.span.read()
+        try:
+            values = self.span.read()
+            mx.eval(values)
+        except RuntimeError as error:  # MLX's, when the file has changed since it was opened
+            raise ModelError(f"{self.span.file} cannot be read ({error})") from None
+        return values
 
     def codes(self) -> tuple[mx.array, ...]:
         raise TypeError("floats have no codes")
