@@ -7,9 +7,16 @@ a defect of this program and keeps its traceback.
 
 
 class MixtralError(Exception):
-    """Something the user can mend. ``str(error)`` is the one line to show."""
+    """Something the user can mend. ``str(error)`` is the one line to show.
+
+    Names out of files come in messages: what is not printable in them is written as an escape.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__("".join(shown))
 
 
 class UsageError(MixtralError):

@@ -166,8 +166,15 @@ def read_header(file: Path) -> dict[str, Span]:
 
 
 def _is_metadata(entry: Any) -> bool:
-    """Texts by name, as the format asks for; MLX's own reader fails on anything else."""
-    return isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values())
+    """Texts by name, as the format asks for, or null, as MLX writes where there are none.
+
+    MLX's own reader fails on anything else.
+    """
+    return (
+        entry is None
+        or isinstance(entry, dict)
+        and all(isinstance(text, str) for text in entry.values())
+    )
 
 
 def _truncated(file: Path, size: int, want: int) -> str:

@@ -76,6 +76,7 @@ def test_mlx_quantization_is_no_foreign_one(tmp_path):
         ("", "no weights"),
         ("README.md", "no weights"),
         ("pytorch_model.bin", "can hold code"),
+        ("qmodel.pt", "HQQ"),
         ("x.gguf", "GGUF"),
         ("consolidated.00.pth", "has no params.json"),
         ("weights.npz", "params.json is missing"),

@@ -57,6 +57,11 @@ def _open_folder(folder: Path) -> Source:
         return read_native(folder)
     if found := [file for file in folder.glob("*.gguf") if not _is_later_piece(file)]:
         return _open_file(_single(found, folder))
+    if _any(folder, "qmodel.pt"):
+        raise UsageError(
+            f"{folder} holds HQQ's qmodel.pt, whose layout changed from version to version; "
+            f"convert the 16-bit original instead"
+        )
     if _any(folder, "*.bin"):
         raise UsageError(
             f"{folder} holds pytorch_model*.bin, which can hold code; fetch the same model's "
