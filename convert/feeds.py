@@ -45,7 +45,7 @@ class LocalFeed:
             self._skeleton.add(file.name, stream.read(begin), file.stat().st_size)
         self._skeleton.fill(file.name, file)
 
-    def fetch(self, file: Path, beat: Callable[[], None]) -> None:
+    def fetch(self, file: Path, beat: Callable[[str], None]) -> None:
         """See ``pipeline.Feed``."""
         if self._skeleton.is_hollow(file.name):
             raise ModelError(
@@ -83,12 +83,16 @@ class HubFeed:
             elif not skeleton.knows(name):
                 skeleton.add(name, header(repository, file), file.size)
 
-    def fetch(self, file: Path, beat: Callable[[], None]) -> None:
+    def fetch(self, file: Path, beat: Callable[[str], None]) -> None:
         """See ``pipeline.Feed``."""
         if self._skeleton.is_hollow(file.name):
             self._whole.mkdir(exist_ok=True)
             remote = self._files[file.name]
-            real = download_file(self._repository, remote, self._whole, lambda *_: beat())
+
+            def tell(done: int, total: int) -> None:
+                beat(f"{file.stem} {done / 1e9:.1f}/{total / 1e9:.1f} GB")
+
+            real = download_file(self._repository, remote, self._whole, tell)
             self._skeleton.fill(file.name, real)
 
     def drop(self, file: Path) -> None:

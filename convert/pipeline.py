@@ -31,7 +31,8 @@ FILES_AT_ONCE = 2
 JOURNAL = "journal"
 """Beside the files, so that they are as they will be when they take the target's name."""
 
-Progress = Callable[[int, int], None]
+Progress = Callable[..., None]
+"""Is given the bytes done and those in all, and a note while the source is being fetched."""
 
 
 class Feed(Protocol):
@@ -41,8 +42,8 @@ class Feed(Protocol):
     def identity(self) -> str:
         """What tells this source from every other one."""
 
-    def fetch(self, file: Path, beat: Callable[[], None]) -> None:
-        """Return when ``file`` is whole; ``beat`` is called now and then meanwhile."""
+    def fetch(self, file: Path, beat: Callable[[str], None]) -> None:
+        """Return when ``file`` is whole; ``beat`` hears of it now and then meanwhile."""
 
     def drop(self, file: Path) -> None:
         """``file`` is not needed any more: all that was made of it is on the disk."""
@@ -145,6 +146,8 @@ class _Run:
         """Do what an earlier run has not done."""
         with held_interrupt() as interrupted:
             self.interrupted = interrupted
+            if self.progress:
+                self.progress(0, self.total)
             try:
                 for number, crc in self.journal.done.items():
                     if number < len(self.jobs):
@@ -167,7 +170,7 @@ class _Run:
                 self._drop(file)
                 continue
             if self.feed:
-                self.feed.fetch(file, self._reap)
+                self.feed.fetch(file, self._beat)
             for number in due[file]:
                 self._submit(self._take, number)
             self._wait(self.files[: position + 1])
@@ -178,6 +181,12 @@ class _Run:
             if begun and sum(self.left[file] > 0 for file in begun) < FILES_AT_ONCE:
                 return
             self._reap(timeout=0.2)
+
+    def _beat(self, note: str) -> None:
+        """The source is being fetched."""
+        self._reap()
+        if self.progress:
+            self.progress(self.done, self.total, note)
 
     def _reap(self, timeout: float = 0) -> None:
         """Count what has been done meanwhile."""

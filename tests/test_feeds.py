@@ -123,7 +123,7 @@ def test_few_files_are_in_use_at_a_time(source, tmp_path):
             super().fetch(file, beat)
             there.add(file.name)
             most.append(len(there))
-            beat()
+            beat("here")
 
         def drop(self, file):
             super().drop(file)

@@ -11,8 +11,8 @@ from pathlib import Path
 def progress_bar(what: str) -> Iterator[Callable[..., None] | None]:
     """Bytes, rate and time left on standard error while this runs, where that is a terminal.
 
-    Yields a function to call with (bytes done, bytes in all) and perhaps a note to show, or
-    None where there is no terminal.
+    Yields a function to call with (bytes done, bytes in all) and perhaps a note to show in
+    place of ``what``, or None where there is no terminal.
     """
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
@@ -41,8 +41,7 @@ def progress_bar(what: str) -> Iterator[Callable[..., None] | None]:
         task = bar.add_task(escape(what), total=None)
 
         def show(done: int, total: int, note: str = "") -> None:
-            text = escape(f"{what}, {note}" if note else what)
-            bar.update(task, completed=done, total=total or None, description=text)
+            bar.update(task, completed=done, total=total or None, description=escape(note or what))
 
         yield show
 
