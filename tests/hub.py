@@ -68,6 +68,8 @@ class Fault:
     """Seconds between two blocks of the body."""
     ranges: bool = True
     """False: whole files only, whatever was asked."""
+    shift: int = 0
+    """How far from what was asked an answer with a range begins."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,10 @@ class _Handler(BaseHTTPRequestHandler):
         if token == "Bearer hf_bad":
             self._refuse(401, message="Invalid credentials in Authorization header")
         elif not repo or (repo.token and token != f"Bearer {repo.token}"):
-            self._refuse(404 if token else 401, "RepoNotFound")
+            if token:
+                self._refuse(404, "RepoNotFound")
+            else:
+                self._refuse(401, message="Invalid username or password.")
         elif revision not in (repo.revision, repo.commit):
             self._refuse(404, "RevisionNotFound")
         else:
@@ -281,6 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = content if fault.content is None else fault.content
         start, end = self._range()
+        start += fault.shift if start else 0
         if "Range" not in self.headers or not fault.ranges:
             self._send(200, headers, content, fault)
         elif start >= len(content):
@@ -297,6 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
+        self.send_header("X-HF-Warning", "login; who is logged in gets more")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "HEAD":

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from convert.sources import connection
 from convert.sources import hub as source
 from convert.sources import xet as quick
-from convert.sources.choice import RemoteFile
 from mlx_mixtral.errors import MixtralError, ModelError, UsageError
 
 
@@ -122,6 +121,9 @@ def test_only_what_is_needed_is_asked_for(hub, folder):
     moved = {request.file for request in hub.log if request.host == "cdn"}
     assert moved == {*SHARDS, "tokenizer.model"}
     assert all(len(hub.fetched(name)) == 1 for name in WANTED)
+    commit = f"/resolve/{hub.repos[NAME].commit}/"  # main may move on meanwhile
+    asked = [request for request in hub.log if request.host == "hub" and request.file != "api"]
+    assert all(commit in request.path for request in asked)
 
 
 def test_the_token_is_for_the_hub_alone(hub, folder, monkeypatch):
@@ -187,6 +189,22 @@ def test_a_server_without_ranges(hub, folder):
     hub.faults[SHARDS[0]] = Fault(ranges=False)
     source.download(repository, folder)
     assert content(folder) == WHOLE
+
+
+@pytest.mark.parametrize("shift", [-1000, 1000])
+def test_a_server_that_sends_another_range(hub, folder, shift):
+    hub.faults[SHARDS[0]] = Fault(cut=100_000)
+    repository = source.look(NAME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "PATIENCE", ())
+        with pytest.raises(MixtralError):
+            source.download(repository, folder)
+    hub.faults[SHARDS[0]] = Fault(shift=shift)
+    with pytest.raises(MixtralError, match="are announced"):
+        source.download(repository, folder)
+    source.download(repository, folder)
+    assert content(folder) == WHOLE
+    assert [start for start, _ in hub.fetched(SHARDS[0])] == [0, 100_000, 100_000]
 
 
 def test_servers_that_recover(hub, folder):
@@ -352,6 +370,20 @@ def test_xet_where_it_is_offered(xet, folder):
     assert seen[-1] == (repository.size, repository.size)
 
 
+def test_a_part_is_not_begun_anew_by_xet(xet, folder, monkeypatch):
+    xet.faults[SHARDS[0]] = Fault(cut=100_000)
+    repository = source.look(NAME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "PATIENCE", ())
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        with pytest.raises(MixtralError):
+            source.download(repository, folder)
+    source.download(repository, folder)
+    assert content(folder) == WHOLE
+    assert [start for start, _ in xet.fetched(SHARDS[0])] == [0, 100_000]
+    assert not xet.fetched(SHARDS[1])
+
+
 def test_xet_switched_off(xet, folder, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     source.download(source.look(NAME), folder)
@@ -403,7 +435,7 @@ def test_header_takes_no_more_than_itself(hub):
 
 
 def test_header_from_a_server_without_ranges(hub):
-    hub.faults[SHARDS[0]] = Fault(ranges=False, times=-1)
+    hub.faults[SHARDS[0]] = Fault(ranges=False, cut=50_000, times=-1)  # more is not read
     repository = source.look(NAME)
     file = next(file for file in repository.files if file.name == SHARDS[0])
     length = int.from_bytes(FILES[SHARDS[0]][:8], "little")
@@ -421,13 +453,17 @@ def test_header_that_cannot_be(hub, start):
         source.header(repository, repository.files[-1])
 
 
-def test_header_s_length_is_bounded(hub):
-    long = (2 << 27).to_bytes(8, "little")
-    file = RemoteFile(SHARDS[0], 1 << 40, "0" * 64, None)
-    hub.repos[NAME] = Repo(FILES | {SHARDS[0]: long})
-    repository = source.Repository(NAME, hub.repos[NAME].commit, (file,), None)
-    with pytest.raises(MixtralError, match=r"are announced|not a safetensors"):
+def test_header_s_length_is_bounded(hub, monkeypatch):
+    repository = source.look(NAME)
+    file = next(file for file in repository.files if file.name == SHARDS[0])
+    length = len(source.header(repository, file)) - 8
+    monkeypatch.setattr("mlx_mixtral.shards.LONGEST_HEADER", length)
+    source.header(repository, file)
+    hub.log.clear()
+    monkeypatch.setattr("mlx_mixtral.shards.LONGEST_HEADER", length - 1)
+    with pytest.raises(ModelError, match="is not a safetensors file"):
         source.header(repository, file)
+    assert hub.fetched(SHARDS[0]) == [(0, 8)]
 
 
 # --- What the hub refuses
@@ -630,7 +666,7 @@ def test_an_index_in_the_cache_that_names_what_is_not_there(hub, tmp_path, index
     files = {
         "config.json": b"{}",
         "tokenizer.json": b"{}",
-        "model-1.safetensors": b"x",
+        "model-00001-of-00001.safetensors": b"x",
         "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
     }
     hub.repos[NAME] = Repo(files)

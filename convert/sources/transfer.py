@@ -41,10 +41,7 @@ def bring(name: str, commit: str, file: RemoteFile, part: Path, tell: Tell, xet:
         with closing(pieces), opened(part) as out:
             for offset, piece in pieces:
                 with reported(final):
-                    if offset < start:  # the server knows no ranges and begins anew
-                        os.truncate(out, offset)
-                        start = offset
-                    _write(out, piece[: file.size - offset], offset)
+                    _write(out, piece, offset)
                 tell(min(offset + len(piece), file.size))
 
     patiently(work, name, gained=there)
