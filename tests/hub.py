@@ -68,6 +68,8 @@ class Fault:
     """Seconds between two blocks of the body."""
     ranges: bool = True
     """False: whole files only, whatever was asked."""
+    length: bool = True
+    """False: nothing says how long the answer is; the end of the connection is its end."""
     shift: int = 0
     """How far from what was asked an answer with a range begins."""
 
@@ -304,7 +306,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("X-HF-Warning", "login; who is logged in gets more")
-        self.send_header("Content-Length", str(len(body)))
+        if fault.length:
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            self.send_header("Connection", "close")
         self.end_headers()
         if self.command == "HEAD":
             return

@@ -148,9 +148,9 @@ def test_empty_files(hub, folder):
     assert content(folder) == WHOLE | {"LICENSE.txt": b"", SHARDS[0]: b""}
 
 
-@pytest.mark.parametrize("reset", [False, True])
-def test_a_cut_connection_goes_on_where_it_ended(hub, folder, reset):
-    hub.faults[SHARDS[0]] = Fault(cut=100_000, times=2, reset=reset)
+@pytest.mark.parametrize("how", [{}, {"reset": True}, {"length": False}])
+def test_a_cut_connection_goes_on_where_it_ended(hub, folder, how):
+    hub.faults[SHARDS[0]] = Fault(cut=100_000, times=2, **how)
     source.download(source.look(NAME), folder)
     assert content(folder) == WHOLE
     assert [start for start, _ in hub.fetched(SHARDS[0])] == [0, 100_000, 200_000]

@@ -35,7 +35,9 @@ def bring(name: str, commit: str, file: RemoteFile, part: Path, tell: Tell, xet:
     def work() -> None:
         if not there() and file.sha256:
             xet.fetch(url, part, file.size, tell)
-        if (start := there()) >= file.size:
+        start = there()
+        tell(start)
+        if start >= file.size:
             return
         pieces = stream(url, start, file.size, file.size)
         with closing(pieces), opened(part) as out:
