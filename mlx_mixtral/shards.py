@@ -170,10 +170,8 @@ def _is_metadata(entry: Any) -> bool:
 
     MLX's own reader fails on anything else.
     """
-    return (
-        entry is None
-        or isinstance(entry, dict)
-        and all(isinstance(text, str) for text in entry.values())
+    return entry is None or (
+        isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values())
     )
 
 

@@ -688,12 +688,14 @@ def test_one_of_several_models_in_the_cache(hub, tmp_path):
 
 def test_offline(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    fails(lambda: source.look(NAME), "not complete in the Hugging Face cache", "HF_HUB_OFFLINE")
+    fails(lambda: source.look(NAME), "HF_HUB_OFFLINE is set", f"cache {NAME} is not there")
 
 
 def test_no_network(hub, monkeypatch):
+    snapshot = fill_cache(hub)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    fails(lambda: source.look(NAME), "cannot reach http://127.0.0.1:9", "check the network")
+    fails(lambda: source.look("a/b"), "cannot reach http://127.0.0.1:9", "cache a/b is not there")
+    fails(lambda: source.look(NAME), "check the network", f"cache {NAME} is in {snapshot}")
 
 
 @pytest.mark.parametrize(

@@ -380,18 +380,18 @@ def test_what_the_disk_lost_is_found_and_fetched_again(
 def test_a_disk_that_goes_on_losing_bytes_is_told(
     content: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = swarm._session_settings
+    usual, check = swarm._session_settings, swarm.Swarm.recheck
     hasty = {"min_reconnect_time": 1}  # a minute else, after everything was checked
+
+    def lose(self: swarm.Swarm) -> None:
+        flip(folder / "consolidated.00.pth", 5)
+        check(self)
+
     monkeypatch.setattr(swarm, "_session_settings", lambda *of: usual(*of) | hasty)
-    monkeypatch.setattr(magnet, "_SHOW", 0)
+    monkeypatch.setattr(swarm.Swarm, "recheck", lose)
     monkeypatch.setattr(magnet, "_CHECKS", 1)
-
-    def lose(done: int, size: int, note: str) -> None:
-        if size and done == size and "peer" in note:
-            flip(folder / "consolidated.00.pth", 5)
-
     with seeding(content) as seeder, pytest.raises(MixtralError, match="check the disk"):
-        download(seeder.link, folder, HERE, lose)
+        download(seeder.link, folder, HERE)
 
 
 def test_a_corrupt_piece_never_arrives(content: Path, tmp_path: Path, folder: Path) -> None:
@@ -405,7 +405,7 @@ def test_a_corrupt_piece_never_arrives(content: Path, tmp_path: Path, folder: Pa
         assert bad.given > 0
         assert pieces_in(folder) < sum(SIZES.values()) // PIECE - 6
         with Seeder(torrent, content.parent) as good:
-            download(bad.link, folder, replace(HERE, peers=(good.peer,)))
+            download(f"{bad.link}&x.pe={good.peer}", folder, HERE)
     assert contents(folder) == needed(content)
 
 

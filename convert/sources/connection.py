@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from convert.sources.cache import cached
 from mlx_mixtral.errors import MixtralError, UsageError
 
 if TYPE_CHECKING:
@@ -164,19 +165,23 @@ def explained(error: Exception, name: str, revision: str | None) -> MixtralError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
-        return MixtralError(
-            f"{name} is not complete in the Hugging Face cache, and HF_HUB_OFFLINE is set; "
-            f"unset it to download"
-        )
+        return MixtralError(f"HF_HUB_OFFLINE is set, unset it; {_in_cache(name, revision)}")
     if isinstance(error, HfHubHTTPError):
         return _refused(error, name, revision, f"{constants.ENDPOINT}/{name}")
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ConnectError | InvalidURL | UnsupportedProtocol):
         return MixtralError(
-            f"cannot reach {constants.ENDPOINT} ({reason}), and {name} is not complete in the "
-            f"Hugging Face cache; check the network, then {_AGAIN}"
+            f"cannot reach {constants.ENDPOINT} ({reason}); check the network, then {_AGAIN}; "
+            f"{_in_cache(name, revision)}"
         )
     return MixtralError(f"the connection broke off ({reason}); {_AGAIN}")
+
+
+def _in_cache(name: str, revision: str | None) -> str:
+    """What there is without a network."""
+    folder = cached(name, revision)
+    where = f"is in {folder}, which can be named instead" if folder else "is not there"
+    return f"in the Hugging Face cache {name} {where}"
 
 
 def _refused(error: HfHubHTTPError, name: str, revision: str | None, page: str) -> MixtralError:

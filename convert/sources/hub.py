@@ -86,7 +86,7 @@ def look(name: str, revision: str | None = None, only: str | None = None) -> Rep
         info = HfApi(library_name="mixtral-mlx").model_info(
             name, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
-        return Repository(name, _commit(info), _files(info), _licence(info))
+        return Repository(name, _commit(info), _files(name, info), _licence(info))
 
     try:
         # A network that is not there is soon told: nothing was begun that could be lost.
@@ -97,7 +97,7 @@ def look(name: str, revision: str | None = None, only: str | None = None) -> Rep
         raise UsageError("the token in HF_TOKEN has characters that no token has") from None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise MixtralError(
-            f"the answer of {constants.ENDPOINT} about {name} makes no sense ({error!r}); is there "
+            f"the answer of {constants.ENDPOINT} about {name} makes no sense ({error!r:.200}); is there "
             f"a proxy, or a network that wants a login?"
         ) from error
     return Repository(name, every.commit, choose(name, every.files, only), every.licence)
@@ -109,14 +109,14 @@ def _commit(info: ModelInfo) -> str:
     return info.sha
 
 
-def _files(info: ModelInfo) -> tuple[RemoteFile, ...]:
+def _files(repository: str, info: ModelInfo) -> tuple[RemoteFile, ...]:
     """All files of the listing, which is believed in nothing."""
     files = []
     for entry in info.siblings or ():
         name, size = entry.rfilename, entry.lfs.size if entry.lfs else entry.size
         sha256, blob = entry.lfs.sha256 if entry.lfs else None, entry.blob_id
         if not _is_plain(name):
-            raise ModelError(f"{info.id} lists {name!r}, which points elsewhere; refused")
+            raise ModelError(f"{repository} lists {name!r}, which points elsewhere; refused")
         if type(size) is not int or not 0 <= size < _LARGEST:
             raise ValueError(f"size of {name}")
         if not (_SHA256.fullmatch(sha256) if sha256 else blob and _COMMIT.fullmatch(blob)):

@@ -46,7 +46,7 @@ Progress = Callable[[int, int, str], None]
 """Takes the bytes done, the bytes in all, and a note such as ``12 peers, 5.2 MB/s``."""
 
 _SCHEMES = ("udp", "http", "https", "ws", "wss")
-_SHOW = 0.3  # seconds between two calls of a Progress
+_SHOW = 0.2  # seconds between two calls of a Progress
 _SAVE = 3.0  # seconds between two records of what is there
 _CHECKS = 3  # as often the disk may give back other bytes than were written to it
 
@@ -167,9 +167,9 @@ def _ask(
         waited = time.monotonic() - started
         if waited > settings.patience:
             met = f"{status.num_peers} peers, none knows" if status.num_peers else "no peer found"
-            said = f"; a tracker said: {swarm.complaint}" if swarm.complaint else ""
+            said = f"; a tracker failed, {swarm.complaint}" if swarm.complaint else ""
             raise MixtralError(
-                f"what the link holds could not be learnt in {waited / 60:.0f} minutes "
+                f"what the link holds could not be learnt in {waited:.0f} seconds "
                 f"({met}{said}); try again later, or give a .torrent file"
             )
         show(0, f"asking what the link holds: {_peers(status, waited)}")

@@ -171,7 +171,8 @@ class Swarm:
         elif isinstance(alert, lib.torrent_checked_alert):
             self.ready, self.checked, self._reading = True, self._reading, False
         elif isinstance(alert, lib.tracker_error_alert):
-            self.complaint = reason_of(RuntimeError(alert.message()))
+            said = alert.failure_reason() or alert.error.message()
+            self.complaint = reason_of(RuntimeError(f"{alert.url}: {said}"))
         elif isinstance(alert, lib.file_error_alert):
             self._error = _disk_error(alert.filename(), alert.error)
         elif isinstance(alert, lib.torrent_error_alert):
