@@ -97,8 +97,8 @@ def look(name: str, revision: str | None = None, only: str | None = None) -> Rep
         raise UsageError("the token in HF_TOKEN has characters that no token has") from None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise MixtralError(
-            f"the answer of {constants.ENDPOINT} about {name} makes no sense ({error!r:.200}); is there "
-            f"a proxy, or a network that wants a login?"
+            f"the answer of {constants.ENDPOINT} about {name} makes no sense ({error!r:.200}); "
+            f"is there a proxy, or a network that wants a login?"
         ) from error
     return Repository(name, every.commit, choose(name, every.files, only), every.licence)
 
