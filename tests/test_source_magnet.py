@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from convert.sources import magnet, swarm
 from convert.sources.magnet import Settings, Torrent, download, is_magnet, look, repair, seed
+from convert.sources.unfinished import Unfinished
 from mlx_mixtral.errors import MixtralError, ModelError, UsageError
 
 lt = pytest.importorskip("libtorrent", reason="Python 3.14 has no libtorrent yet")
@@ -64,6 +65,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 from convert.sources.magnet import Settings, download
+from convert.sources.unfinished import Unfinished
 from mlx_mixtral.errors import MixtralError
 if len(sys.argv) > 3:
     import resource
@@ -257,6 +259,11 @@ def test_hostile_attributes_and_titles_are_refused(tmp_path: Path) -> None:
         file.write_bytes(named_torrent([[b"a.pth"]], top=top))
         with pytest.raises(ModelError):
             look(file, HERE)
+    hollow = [{b"path": [b"a.pth"], b"length": 0}, {b"path": [b"b.exe"], b"length": 9}]
+    info = {b"name": b"a", b"piece length": PIECE, b"files": hollow, b"pieces": bytes(20)}
+    file.write_bytes(bencoded({b"info": info}))
+    with pytest.raises(ModelError, match="no weights"):
+        look(file, HERE)
     file.write_bytes(named_torrent([[b"a.txt"], [b"b.exe"], [b".b.pth"]]))
     with pytest.raises(ModelError, match="no weights"):
         look(file, HERE)
@@ -302,6 +309,7 @@ def test_the_needed_files_arrive_byte_for_byte(content: Path, folder: Path, vers
     assert {path.name for path in folder.iterdir()} == {name.split("/")[0] for name in NEEDED}
     assert {size for _, size, _ in notes} <= {0, torrent.size}
     assert any("peer" in note for _, _, note in notes)
+    assert notes[-1] == (torrent.size, torrent.size, "complete and correct")
 
 
 def test_a_single_file_and_a_torrent_file(tmp_path: Path, folder: Path) -> None:
@@ -334,6 +342,19 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path, folder: Path) ->
     assert set(contents(folder)) == {"consolidated.00.pth", "params.json"}
 
 
+def test_what_has_come_is_noted_meanwhile(
+    content: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(magnet, "_SAVE", 0.2)
+
+    def progress(done: int, size: int, note: str) -> None:
+        if done and pieces_in(folder):
+            raise Stop
+
+    with seeding(content, limit=500_000) as seeder, pytest.raises(Stop):
+        download(seeder.link, folder, HERE, progress)
+
+
 def test_ctrl_c_stops_soon_and_loses_nothing(tmp_path: Path, folder: Path) -> None:
     content = write_content(tmp_path / "given" / "model", {"a.pth": 4_000_001})
     with seeding(content, limit=2_000_000) as seeder:
@@ -349,13 +370,11 @@ def test_ctrl_c_stops_soon_and_loses_nothing(tmp_path: Path, folder: Path) -> No
         assert seeder.given < 4_000_001, "too late to prove anything"
         seeder.lift()
         link, peer = seeder.link.partition("&x.pe")[0], seeder.peer
-        notes: list[str] = []
         # The link needs no peers any more to tell what it holds.
         torrent = look(link, replace(HERE, patience=0.5), folder=folder)
-        progress: Callable[[int, int, str], None] = lambda *shown: notes.append(shown[2])  # noqa: E731
-        download(torrent, folder, replace(HERE, peers=(peer,)), progress)
+        assert Unfinished(folder, torrent).fresh, "all would be checked again"
+        download(torrent, folder, replace(HERE, peers=(peer,)))
         assert seeder.given < 4_000_001 + 20 * PIECE
-    assert "checking" not in "".join(notes[1:3]), "the record was not believed"
     assert contents(folder) == contents(content)
 
 
@@ -405,7 +424,7 @@ def test_a_corrupt_piece_never_arrives(content: Path, tmp_path: Path, folder: Pa
         assert bad.given > 0
         assert pieces_in(folder) < sum(SIZES.values()) // PIECE - 6
         with Seeder(torrent, content.parent) as good:
-            download(f"{bad.link}&x.pe={good.peer}", folder, HERE)
+            download(f"{bad.link}&x.pe={good.peer}", folder, HERE, stop_after(20))
     assert contents(folder) == needed(content)
 
 
@@ -427,18 +446,18 @@ def test_a_folder_of_something_else_is_left_alone(
     file.write_bytes(make_torrent(content))
     (folder / "model.gguf").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"model\.gguf is not of this torrent"):
-        download(file, folder, HERE)
+        download(file, folder, HERE, stop_after(1))
     (folder / "model.gguf").rename(tmp_path / "params.json")
     (folder / "params.json").symlink_to(tmp_path / "params.json")
     with pytest.raises(UsageError, match=r"params\.json is not of this torrent"):
-        download(file, folder, HERE)
+        download(file, folder, HERE, stop_after(1))
     (folder / "params.json").unlink()
     with pytest.raises(Stop):
         download(file, folder, HERE, stop_after(0))
     other = write_content(tmp_path / "other" / "model", SIZES, seed=1)
     file.write_bytes(make_torrent(other))
     with pytest.raises(UsageError, match="another torrent"):
-        download(file, folder, HERE)
+        download(file, folder, HERE, stop_after(1))
 
 
 def test_too_large_a_torrent_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
@@ -446,7 +465,7 @@ def test_too_large_a_torrent_is_refused_at_once(folder: Path, tmp_path: Path) ->
     pieces = {b"piece length": 1 << 27, b"length": 1 << 43, b"pieces": bytes(20 << 16)}
     file.write_bytes(bencoded({b"info": {b"name": b"a.pth", **pieces}}))
     with pytest.raises(UsageError, match="not enough room"):
-        download(file, folder, HERE)
+        download(file, folder, HERE, stop_after(1))
     assert contents(folder) == {}
 
 
@@ -522,12 +541,13 @@ def test_a_finished_download_is_given_to_others(
     content: Path, folder: Path, tmp_path: Path
 ) -> None:
     with seeding(content) as seeder:
-        torrent = download(seeder.link, folder, HERE)
-    final, other = folder.rename(tmp_path / "target"), tmp_path / "other"
-    other.mkdir()
-    with beside(seed, unmet(torrent), final, HERE) as peer, pytest.raises(Stop):
-        # What shares a piece with an unneeded file cannot be given, so this does not end.
-        download(unmet(torrent), other, replace(HERE, peers=(peer,)), stop_after(1.0))
+        torrent = unmet(download(seeder.link, folder, HERE))
+        final, other = folder.rename(tmp_path / "target"), tmp_path / "other"
+        other.mkdir()
+        settings = replace(HERE, peers=(seeder.peer,))
+        with beside(seed, torrent, final, settings) as peer, pytest.raises(Stop):
+            # What shares a piece with an unneeded file cannot be given, so this does not end.
+            download(torrent, other, replace(HERE, peers=(peer,)), stop_after(1.0))
     shared = 4  # pieces, at most: two ends of each of the two unneeded files
     assert torrent.size // PIECE - shared <= pieces_in(other) < torrent.size // PIECE
     assert contents(final) == needed(content)

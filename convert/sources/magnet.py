@@ -205,6 +205,8 @@ def download(
         if not complete:
             raise KeyboardInterrupt
         unfinished.finish()
+    if progress is not None:
+        progress(torrent.size, torrent.size, "complete and correct")
     return torrent
 
 
@@ -219,7 +221,9 @@ def _fetch(swarm: Swarm, unfinished: Unfinished, show: _Show, pressed: Callable[
         status, now = swarm.wait(), time.monotonic()
         met = now if status.num_peers else met
         if not swarm.ready:
-            show(status.progress, "checking what is there")
+            show(
+                status.progress, f"checking {'all of it once more' if checks else 'what is there'}"
+            )
             continue
         show(status.total_wanted_done / status.total_wanted, _peers(status, now - met))
         if status.is_finished:

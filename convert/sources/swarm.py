@@ -42,7 +42,7 @@ class Settings:
     seeding; None is no limit, 0 gives nothing (and makes others give less).
     ``discover``: find peers by the distributed hash table, in the local network and by
     well-known trackers where a link names none, and ask the router for an open port. Without
-    it only the trackers and peers are asked that the torrent names, and ``peers``.
+    it only what the torrent itself names is asked, and ``peers``.
     ``peers``: more of them, each ``IP:PORT``.
     ``patience``: seconds until a magnet link is given up that no peer tells the contents of.
     """
@@ -77,13 +77,13 @@ class Swarm:
 
     def __init__(self, params: lt.add_torrent_params, settings: Settings) -> None:
         lib = libtorrent()
-        _join(lib, params, settings)
         self.ready = self.checked = False
         self.record, self.complaint = b"", ""
         self._error: MixtralError | None = None
         self._reading = self._flushed = False
         self._settings, self._started = settings, time.monotonic()
         try:
+            _join(lib, params, settings)
             self._session: Any = lib.session(_session_settings(lib, settings))
             if settings.upload_limit == 0:
                 # Peers in the local network, too, are then bound by the number of slots.
@@ -91,7 +91,7 @@ class Swarm:
                 local["ignore_unchoke_slots"] = False
                 self._session.set_peer_class(lib.session.local_peer_class_id, local)
             self._handle: Any = self._session.add_torrent(params)
-        except (RuntimeError, OverflowError, TypeError) as error:
+        except (RuntimeError, OverflowError, TypeError, UnicodeError) as error:
             raise MixtralError(f"libtorrent cannot start: {reason_of(error)}") from None
 
     def __enter__(self) -> Self:

@@ -116,7 +116,7 @@ def describe(params: lt.add_torrent_params) -> Torrent:
     except (RuntimeError, UnicodeError) as error:
         raise ModelError(f"the torrent is damaged ({reason_of(error)}); fetch it again") from None
     needed = tuple(file for file in files if is_needed(file.path))
-    if not any(_matches(file.path, WEIGHTS) for file in needed):
+    if not any(file.size and _matches(file.path, WEIGHTS) for file in needed):
         raise ModelError(f"the torrent {name!a} holds no weights of a model")
     info_hash = str(hashes.v1) if hashes.has_v1() else str(hashes.v2)
     return Torrent(name, info_hash, files, needed, state)

@@ -64,6 +64,7 @@ class Unfinished:
                 f"({record[0].name!a}); remove it, or choose another place with -o"
             )
         self._refuse_others()
+        self._new = record is None
         self._state = record[0].state if record else torrent.state
         self.fresh = record is not None and record[1] == self._stamps()
 
@@ -94,7 +95,7 @@ class Unfinished:
         lib = libtorrent()
         with reported(self._hidden):
             self._hidden.mkdir(exist_ok=True)
-        if not self.fresh:
+        if self._new:
             self._note(self._state, {})
         params = placed(lib.read_resume_data(self._state), self.folder)
         known_as(params, lib.read_resume_data(self.torrent.state))
