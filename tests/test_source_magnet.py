@@ -553,7 +553,7 @@ def test_a_finished_download_is_given_to_others(
     assert contents(final) == needed(content)
 
 
-@pytest.mark.parametrize(("limit", "given", "wait"), [(0, False, 2), (None, True, 20)])
+@pytest.mark.parametrize(("limit", "given", "wait"), [(0, False, 1.6), (None, True, 20)])
 def test_what_is_given_while_downloading(
     limit: int | None, given: bool, wait: float, tmp_path: Path, folder: Path
 ) -> None:

@@ -48,7 +48,7 @@ Progress = Callable[[int, int, str], None]
 _SCHEMES = ("udp", "http", "https", "ws", "wss")
 _SHOW = 0.2  # seconds between two calls of a Progress
 _SAVE = 3.0  # seconds between two records of what is there
-_CHECKS = 3  # as often the disk may give back other bytes than were written to it
+_CHECKS = 3  # after so many it is the disk that loses what is written
 
 
 def is_magnet(text: str) -> bool:
