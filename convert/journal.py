@@ -28,13 +28,13 @@ class Journal:
         done = dict(_entry(line) for line in lines[1:-1] if _is_entry(line))
         if lines[0] != conversion:
             return cls(path, conversion)
-        journal = cls(path, conversion, done)
-        if lines[-1]:
-            journal.start()  # a torn line would swallow the next one
-        return journal
+        return cls(path, conversion, done)
 
     def start(self) -> None:
-        """Write the journal anew, with what is known to be done."""
+        """Write the journal anew, with what is known to be done.
+
+        To be called before ``note``: a torn line would swallow the next one.
+        """
         lines = [self.conversion, *(f"{n} {crc:08x}" for n, crc in self.done.items()), ""]
         with reported(self.path):
             self.path.write_text("\n".join(lines))

@@ -166,8 +166,7 @@ class _Run:
         for number in sorted(self.to_do):
             due[max(self.jobs[number].part.files)].append(number)
         for position, file in enumerate(self.files):
-            if not self.left[file]:
-                self._drop(file)
+            if not self.left[file]:  # all in it was done before
                 continue
             if self.feed:
                 self.feed.fetch(file, self._beat)

@@ -32,8 +32,7 @@ class Skeleton:
         with reported(path):
             path.write_bytes(header)
             os.truncate(path, size)
-        if not (self.folder / name).is_symlink():
-            self.empty(name)
+        self.empty(name)
 
     def keep(self, name: str, content: bytes) -> None:
         """Hold a small file as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,6 +10,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from mlx_mixtral.loading import LanguageModel, load
+
+# A shell starts background jobs deaf to Ctrl-C, and those hand it on to what tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `make fuzz` takes the second: the same tests, for a long while.
 settings.register_profile("quick", deadline=None)

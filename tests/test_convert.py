@@ -407,6 +407,21 @@ def test_another_recipe_begins_anew(source, tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == contents(run(source, tmp_path / "whole", bits=4))
 
 
+def test_nothing_of_another_recipe_stays(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("convert.pipeline.SHARD_BYTES", 300_000)
+    interrupted(source, tmp_path / "out", bits=8)
+    monkeypatch.undo()
+    out = run(source, tmp_path / "out", bits=4)
+    assert contents(out) == contents(run(source, tmp_path / "whole", bits=4))
+
+
+def test_what_fails_before_it_begins_leaves_nothing(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(UsageError, match="not enough room"):
+        run(source, tmp_path / "out")
+    assert not leftovers(tmp_path)
+
+
 def test_a_source_that_changed_begins_anew(source, tmp_path):
     mine = tmp_path / "mine"
     shutil.copytree(source, mine)

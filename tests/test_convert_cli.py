@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoints import tiny_config, write_hf, write_zeros
+from checkpoints import quantization, tiny_config, write_hf, write_mlx, write_zeros
+
+from mlx_mixtral.config import read_config
 
 COMMAND = [sys.executable, "-m", "mlx_mixtral", "convert"]
 
@@ -51,6 +53,16 @@ def test_a_dry_run_writes_nothing(tiny, tmp_path):
     assert done.returncode == 0
     assert "KB, 4.57 bits" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_quantized_keeps_its_codes_unless_bits_are_named(tmp_path):
+    config = tiny_config(quantization=quantization(3, 32))
+    source = write_mlx(tmp_path / "mlx", config)
+    assert "keep the codes" in run(source, "-o", tmp_path / "x", "--dry-run").stdout
+    for options, bits in (([], 3), (["--bits", "4"], 4), (["--group-size", "64"], 4)):
+        out = tmp_path / f"{bits}{len(options)}{options[:1]}"
+        assert run(source, "-o", out, *options).returncode == 0
+        assert read_config(out).quantization.default.bits == bits
 
 
 def test_a_source_without_tokenizer(tmp_path):

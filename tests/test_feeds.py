@@ -9,12 +9,14 @@ import pytest
 from checkpoints import quantization, tiny_config, write_hf, write_mlx
 
 from convert.feeds import LocalFeed
+from convert.journal import Journal
 from convert.pipeline import FILES_AT_ONCE, convert
 from convert.plan import own_recipe, plan
 from convert.readers.detect import open_source
 from convert.recipe import uniform
 from convert.skeleton import Skeleton
 from convert.target import partial_of
+from convert.writer import ShardWriter
 from mlx_mixtral.errors import ModelError, UsageError
 
 TINY = tiny_config(num_hidden_layers=3)
@@ -134,6 +136,42 @@ def test_few_files_are_in_use_at_a_time(source, tmp_path):
     assert len(most) == 7
     assert max(most) <= FILES_AT_ONCE
     assert not there
+
+
+class LateFeed(LocalFeed):
+    """Nothing is there but headers until it is fetched, as from a hub."""
+
+    def __init__(self, source, folder):
+        super().__init__(source, folder)
+        for name in shards(source):
+            self._skeleton.empty(name)
+
+    def fetch(self, file, beat):
+        self._skeleton.fill(file.name, Path(self.identity, file.name))
+
+
+def test_nothing_is_read_before_all_its_files_are_there(tmp_path):
+    config = replace(TINY, quantization=quantization(4))
+    source = write_mlx(tmp_path / "mlx", config, era="B")
+    wanted = weights(plainly(source, tmp_path / "plain"))
+    feed = LateFeed(source, tmp_path / "skeleton")
+    convert(plan(open_source(feed.folder), uniform(4)), tmp_path / "out", feed=feed)
+    assert weights(tmp_path / "out") == wanted
+
+
+def test_what_was_made_is_on_the_disk_before_a_file_goes(source, tmp_path, monkeypatch):
+    events = []
+    for kind in (ShardWriter, Journal):
+        flush = kind.flush
+        monkeypatch.setattr(
+            kind, "flush", lambda self, flush=flush: (events.append("flush"), flush(self))
+        )
+    drop = LocalFeed.drop
+    monkeypatch.setattr(
+        LocalFeed, "drop", lambda self, file: (events.append("drop"), drop(self, file))
+    )
+    run(source, tmp_path / "out")
+    assert events == ["flush", "flush", "drop"] * 7
 
 
 def test_a_skeleton_of_another_source_is_not_believed(source, tmp_path):

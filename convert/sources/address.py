@@ -1,13 +1,11 @@
 """What a person types for a model to fetch or convert, told apart by its looks alone."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.sources import hub
 from convert.sources.published import PUBLISHED, Published
 from mlx_mixtral.errors import UsageError
-
-_REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -56,19 +54,16 @@ def parse(text: str) -> Address:
         return Address(Swarm(str(path)))
     if text.strip() and path.exists():
         return Address(Local(path))
-    if _REPOSITORY.fullmatch(text):
-        return Address(_remote(text))
+    if repository := hub.parse(text):
+        return Address(Hub(*repository))
     raise UsageError(
         f"{text!r} is neither a folder or file here, nor owner/name on Hugging Face, nor a magnet "
         f"link, nor one of {', '.join(PUBLISHED)}"
     )
 
 
-def _remote(text: str) -> Hub | Swarm:
-    if _is_link(text):
-        return Swarm(text)
-    name, _, revision = text.partition("@")
-    return Hub(name, revision or None)
+def _remote(source: str) -> Hub | Swarm:
+    return Swarm(source) if _is_link(source) else Hub(source)
 
 
 def _is_link(text: str) -> bool:
