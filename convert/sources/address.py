@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.sources import hub
+from convert.sources.magnet import is_magnet
 from convert.sources.published import PUBLISHED, Published
 from mlx_mixtral.errors import UsageError
 
@@ -47,7 +48,7 @@ def parse(text: str) -> Address:
     if text in PUBLISHED:
         published = PUBLISHED[text]
         return Address(_remote(published.source), published)
-    if _is_link(text):
+    if is_magnet(text):
         return Address(Swarm(text))
     path = Path(text).expanduser()
     if path.suffix == ".torrent" and path.is_file():
@@ -63,8 +64,4 @@ def parse(text: str) -> Address:
 
 
 def _remote(source: str) -> Hub | Swarm:
-    return Swarm(source) if _is_link(source) else Hub(source)
-
-
-def _is_link(text: str) -> bool:
-    return text.lstrip().lower().startswith(("magnet:", "?xt="))
+    return Swarm(source) if is_magnet(source) else Hub(source)
