@@ -49,16 +49,22 @@ def seeder(released):
 
 @pytest.fixture
 def start(tmp_path):
+    started = []
+
     def start(*arguments: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "mlx_mixtral", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"MIXTRAL_MLX_HOME": str(tmp_path / "home")},
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture

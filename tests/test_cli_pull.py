@@ -51,16 +51,22 @@ def start(hub, tmp_path):
         "MIXTRAL_MLX_HOME": str(tmp_path / "home"),
     }
 
+    started = []
+
     def start(*arguments: object, **more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "mlx_mixtral", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment | more,
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def pull(
     announce(address)
     found = fetch(address, out, (models_home(),), file, settings)
     total = sum(f.stat().st_size for f in found.path.rglob("*") if f.is_file())
-    print(f"{found.path}: {size(total)}; {_advice(found.path)}")
+    print(f"{found.path}: {size(total)}; {_advice(found.path)}", flush=True)
     if seed and isinstance(address.place, Swarm):
         give(address.place, found.path, settings)
 
