@@ -27,7 +27,7 @@ fuzz: $(VENV)/ready-dev
 	@$(BIN)/python -m pytest -m fuzz --hypothesis-profile=long -n 2
 
 bench: $(VENV)/ready
-	@$(BIN)/python -m mlx_mixtral.lab.bench
+	@$(BIN)/mixtral-mlx bench demo --against mlx-lm
 
 bench-convert: $(VENV)/ready
 	@$(BIN)/python -m convert.bench $(SOURCE)

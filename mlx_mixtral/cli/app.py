@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mlx_mixtral.cli.bench import bench
 from mlx_mixtral.cli.chat import chat
 from mlx_mixtral.cli.convert import convert
 from mlx_mixtral.cli.generate import generate
@@ -39,4 +40,5 @@ app.command()(pull)
 app.command()(inspect)
 app.command()(convert)
 app.command()(verify)
+app.command()(bench)
 app.add_typer(models, name="models")

@@ -1,0 +1,99 @@
+"""mlx-lm on the same weights, to be measured beside this program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_mixtral.config import ModelConfig
+from mlx_mixtral.lab.roofline import arrays
+from mlx_mixtral.model.transformer import Transformer
+
+# Yields once a token of the answer, as it is there.
+Tokens = Callable[[list[int], int], Any]
+
+# As it comes; and given float32 weights or scales, the fairer opponent on MLX's CPU
+# backend, where 16 bits are slow. On a GPU only the first makes sense.
+OPPONENTS = ("mlx-lm", "mlx-lm-f32")
+
+
+def title(name: str) -> str:
+    """``mlx-lm 0.32.2``, or with what was done to it."""
+    return f"mlx-lm {version('mlx-lm')}" + (" in float32" if name.endswith("-f32") else "")
+
+
+def mlx_lm(name: str, folder: Path | None, config: ModelConfig, ours: Transformer) -> Tokens:
+    """mlx-lm's loop over mlx-lm's model, with its defaults.
+
+    Args:
+        folder: what it loads; None: it gets the arrays of ``ours``.
+    """
+    from mlx_lm.generate import generate_step, generation_stream, wired_limit
+    from mlx_lm.utils import load_model
+
+    if folder is None:
+        model = _given(config, ours, mx.float32 if name.endswith("-f32") else mx.bfloat16)
+    else:
+        model, _ = load_model(folder, lazy=True)
+        if name.endswith("-f32"):
+            model.set_dtype(mx.float32)
+        _share(model, ours)
+    mx.eval(arrays(model))
+
+    def tokens(prompt: list[int], count: int) -> Any:
+        # As its own command does: on a Mac the weights are kept from being paged out.
+        with wired_limit(model, [generation_stream]):
+            yield from generate_step(mx.array(prompt), model, max_tokens=count)
+
+    return tokens
+
+
+def _share(theirs: nn.Module, ours: Transformer) -> None:
+    """Let both use one copy of what they would hold alike, so that 26 GB are not 52.
+
+    The names are the same, and what both read from the same file with the same shape and
+    type is the same; what mlx-lm holds in another type, it reads for itself.
+    """
+    mine = arrays(ours)
+    alike = [
+        (name, mine[name])
+        for name, array in arrays(theirs).items()
+        if name in mine and (mine[name].shape, mine[name].dtype) == (array.shape, array.dtype)
+    ]
+    theirs.load_weights(alike, strict=False)
+
+
+def _given(config: ModelConfig, ours: Transformer, dtype: mx.Dtype) -> nn.Module:
+    """mlx-lm's model of this shape with our weights, its floating ones in ``dtype``."""
+    from mlx_lm.models import llama, mixtral
+
+    mine = arrays(ours)
+    family: Any = mixtral if config.is_moe else llama
+    model: nn.Module = family.Model(family.ModelArgs.from_dict(_hf_config(config)))
+
+    def spec(path: str, module: nn.Module) -> bool | dict[str, int | str]:
+        if f"{path}.scales" not in mine or config.quantization is None:
+            return False
+        found = config.quantization.of(path)
+        return bool(found) and found.to_dict()  # type: ignore[union-attr]
+
+    nn.quantize(model, class_predicate=spec)
+    model.load_weights(
+        [(n, a if a.dtype == mx.uint32 else a.astype(dtype)) for n, a in mine.items()]
+    )
+    return model
+
+
+def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    names = [
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta",
+        "num_local_experts", "num_experts_per_tok", "tie_word_embeddings",
+    ]  # fmt: skip
+    kind = "mixtral" if config.is_moe else "llama"
+    return {"model_type": kind} | {name: getattr(config, name) for name in names}

@@ -1,0 +1,167 @@
+"""The ceiling of decoding: how fast this machine reads memory, over what a token has to read.
+
+A decoded token multiplies every weight in its path with one row, so its time is that of
+fetching them. Bytes a second over bytes a token is the most tokens a second there can be
+(the roofline of Williams, Waterman and Patterson 2009, on its memory-bound side).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_mixtral.config import ModelConfig
+from mlx_mixtral.generation.borrowed import KVCache, RotatingKVCache
+from mlx_mixtral.model.transformer import Transformer
+
+STACKED_EXPERTS = ".switch_mlp."
+EMBEDDING = "model.embed_tokens."
+LARGEST_PROBE = 10**9
+SMALLEST_PROBE = 1 << 26  # 64 MB: beyond the last cache of a Mac
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one decoded token reads, and of which kind.
+
+    Attributes:
+        shared: attention, norms, routers, dense layers, head: all of them, once.
+        experts: k of the E stacked experts of every layer.
+        embedding: the token's own row.
+        kv: keys and values of the ``context`` tokens before it.
+    """
+
+    shared: int
+    experts: int
+    embedding: int
+    kv: int
+    context: int
+
+    @property
+    def total(self) -> int:
+        return self.shared + self.experts + self.embedding + self.kv
+
+
+def traffic(model: Transformer, config: ModelConfig, kv_per_token: float, context: int) -> Traffic:
+    """Counted from the arrays that the model holds.
+
+    Args:
+        kv_per_token: bytes of keys and values a token of context (``kv_bytes_per_token``).
+        context: tokens before the one decoded; a sliding window reads no more than itself.
+    """
+    shared = experts = embedding = 0
+    for name, array in arrays(model).items():
+        if STACKED_EXPERTS in name:
+            experts += array.nbytes * config.num_experts_per_tok // config.num_local_experts
+        elif name.startswith(EMBEDDING):
+            embedding += array.nbytes // config.vocab_size
+            if config.tie_word_embeddings:  # the same matrix is the head, and read whole
+                shared += array.nbytes
+        else:
+            shared += array.nbytes
+    seen = min(context, config.sliding_window or context)
+    return Traffic(shared, experts, embedding, round(kv_per_token * seen), context)
+
+
+def arrays(module: Any) -> dict[str, mx.array]:
+    """All arrays of an MLX module by their full names."""
+    return dict(tree_flatten(module.parameters()))
+
+
+def kv_bytes_per_token(layers: Iterable[KVCache | RotatingKVCache]) -> float:
+    """Bytes of keys and values that a token takes in caches that were used.
+
+    Caches grow in steps, so it is their arrays' bytes over the places in them, axis 2.
+    """
+    kept = [a for layer in layers for a in (layer.keys, layer.values) if a is not None]
+    return float(sum(array.nbytes / array.shape[2] for array in kept))
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Bytes a second between memory and the default device, as MLX reaches them.
+
+    Attributes:
+        read: reading alone.
+        copy: reading and writing, both counted.
+        probe_bytes: size of each array that was read or copied.
+    """
+
+    read: float
+    copy: float
+    probe_bytes: int
+
+    @property
+    def best(self) -> float:
+        """What a ceiling has to be computed from: the most that was seen."""
+        return max(self.read, self.copy)
+
+
+def measure_bandwidth(probe_bytes: int | None = None, repeat: int = 5) -> Bandwidth:
+    """Time a streaming read and a copy; the fastest of ``repeat`` counts, as in STREAM.
+
+    Args:
+        probe_bytes: by default a gigabyte, or a quarter of the free memory if that is less.
+    """
+    size = probe_bytes or max(SMALLEST_PROBE, min(LARGEST_PROBE, free_memory() // 4))
+    # Rows of a megabyte, summed row by row into one: vectorized on a CPU, parallel on a GPU.
+    width = 1 << 18
+    source = mx.ones((max(2, size // (4 * width)), width))
+    mx.eval(source)
+    # Which of the two reductions is the faster depends on the device.
+    reads = min(_fastest(lambda: source.sum(axis=0), repeat), _fastest(source.sum, repeat))
+    copied, copies = _copy(source, repeat)
+    mx.clear_cache()
+    return Bandwidth(source.nbytes / reads, copied / copies, source.nbytes)
+
+
+def _copy(source: mx.array, repeat: int) -> tuple[int, float]:
+    """Bytes read and written, and the seconds of the fastest copy."""
+    target = mx.zeros(source.shape)
+    mx.eval(target)
+
+    def copy() -> mx.array:
+        target[1:] = source[1:]  # into memory that is there already; `+ 0` would ask for new
+        return target
+
+    return 2 * source[1:].nbytes, _fastest(copy, repeat)
+
+
+def _fastest(work: Callable[[], mx.array], repeat: int) -> float:
+    """Seconds of the fastest run, after one that warms up."""
+    seconds = []
+    for _ in range(repeat + 1):
+        start = time.perf_counter()
+        mx.eval(work())
+        mx.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def total_memory() -> int:
+    """Bytes of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory() -> int:
+    """Bytes that arrays can still take on the default device.
+
+    On a Mac that is what macOS grants the GPU, less what MLX holds; on Linux what the
+    kernel calls available; elsewhere all of the machine's memory.
+    """
+    granted = mx.device_info().get("max_recommended_working_set_size")
+    if granted:
+        return max(0, int(granted) - mx.get_active_memory())
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return total_memory()
