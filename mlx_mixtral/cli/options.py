@@ -54,6 +54,13 @@ def sampling_options(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer here. Repeatable.")
     ] = None,
+    no_speculation: Annotated[
+        bool,
+        typer.Option(
+            "--no-speculation",
+            help="Compute token by token also where the answer repeats an earlier text.",
+        ),
+    ] = False,
 ) -> dict[str, Any]:
     """The sampling options that were given, as keywords of ``Sampling.of``."""
     given = {
@@ -66,6 +73,7 @@ def sampling_options(
         "logit_bias": parse_logit_bias(logit_bias) if logit_bias else None,
         "seed": seed,
         "stop": tuple(stop) if stop else None,
+        "speculate": False if no_speculation else None,
     }
     return {name: value for name, value in given.items() if value is not None}
 

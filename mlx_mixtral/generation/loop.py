@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler
+from mlx_mixtral.generation.speculative import Speculator
 from mlx_mixtral.model.transformer import Transformer
 
 
@@ -35,6 +36,7 @@ def generate_tokens(
     sampler: Sampler,
     max_tokens: int,
     interrupted: Callable[[], bool] = lambda: False,
+    speculator: Speculator | None = None,
 ) -> Iterator[Step]:
     """Continue ``prompt`` by up to ``max_tokens`` tokens; the caller stops when it has enough.
 
@@ -44,10 +46,15 @@ def generate_tokens(
     Args:
         cache: what of the prompt is already known; ``reuse`` has been called for it.
         interrupted: asked between the chunks of the prompt; true ends without a token.
+        speculator: drafts tokens, to be verified several at once; new for each prompt.
     """
     sequence = list(prompt)
+    decoding = _Decoding(model, cache, sampler, speculator, max_tokens)
     try:
-        yield from _steps(model, cache, sequence, sampler, max_tokens, interrupted)
+        logits = _prefill(model, cache, sequence, interrupted)
+        for step in decoding.steps(logits) if logits is not None else ():
+            sequence.append(step.token)
+            yield step
     except GeneratorExit:
         cache.settle(sequence)
         raise
@@ -58,27 +65,98 @@ def generate_tokens(
     cache.settle(sequence)
 
 
-def _steps(
-    model: Transformer,
-    cache: PromptCache,
-    sequence: list[int],
-    sampler: Sampler,
-    max_tokens: int,
-    interrupted: Callable[[], bool],
-) -> Iterator[Step]:
-    """As ``generate_tokens``; appends to ``sequence`` each token that the caches hold or will."""
-    logits = _prefill(model, cache, sequence, interrupted)
-    if logits is None:
-        return
-    ahead = sampler(logits)
-    mx.async_eval(*ahead)
-    for n in range(1, max_tokens + 1):
-        token, logprob = ahead
-        if n < max_tokens:
-            ahead = sampler(model(token[None], cache.layers)[:, -1])
-            mx.async_eval(*ahead)
-        sequence.extend(token.tolist())  # type: ignore[arg-type]
-        yield Step(sequence[-1], *logprob.tolist())  # type: ignore[misc]
+class _Pass(NamedTuple):
+    """A pass of the model under way, over a token and the draft of those after it.
+
+    Attributes:
+        tokens: what is chosen after each of them [1 + draft].
+        logprobs: their log-probabilities [1 + draft].
+        draft: empty in an ordinary step.
+    """
+
+    tokens: mx.array
+    logprobs: mx.array
+    draft: list[int]
+
+    def wait(self) -> list[Step]:
+        """The chosen tokens that count: as long as the draft foretold them, and one more."""
+        tokens: list[int] = self.tokens.tolist()  # type: ignore[assignment]
+        logprobs: list[float] = self.logprobs.tolist()  # type: ignore[assignment]
+        foretold = 0
+        while foretold < len(self.draft) and tokens[foretold] == self.draft[foretold]:
+            foretold += 1
+        return [Step(*step) for step in zip(tokens, logprobs, strict=True)][: foretold + 1]
+
+
+class _Decoding:
+    """Step after step; where the text repeats itself, several in one pass.
+
+    A pass over a token t and a draft a, b, c chooses what comes after t, after t a, after
+    t a b and after t a b c. If that is a, b, x, y, then a, b and x are right, since before
+    each of them stood what was really chosen; y, after a wrong c, is not.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        cache: PromptCache,
+        sampler: Sampler,
+        speculator: Speculator | None,
+        max_tokens: int,
+    ) -> None:
+        self._model, self._cache, self._sampler = model, cache, sampler
+        self._speculator = speculator
+        self._left = max_tokens  # tokens that the passes not yet begun may give
+
+    def steps(self, logits: mx.array) -> Iterator[Step]:
+        """From the logits [1, V] after the prompt on. Each pass begins before the last is told."""
+        now: _Pass | None = self._begin(logits, [])
+        while now:
+            told = self._verified(now) if now.draft else None
+            if told:
+                # Where the draft went wrong, and so what comes next, had to be waited for.
+                after = self._next(mx.array([told[-1].token]), unknown=0)
+            else:
+                # It waits for its token on the device, and the host for neither of the two.
+                after = self._next(now.tokens, unknown=1)
+                told = now.wait()
+            yield from told
+            if self._speculator and not now.draft:
+                self._speculator.extend([told[0].token])
+            now = after
+
+    def _begin(self, logits: mx.array, draft: list[int]) -> _Pass:
+        self._left -= 1
+        chosen = self._sampler.successive(logits) if draft else self._sampler(logits)
+        mx.async_eval(*chosen)
+        return _Pass(*chosen, draft)
+
+    def _next(self, token: mx.array, unknown: int) -> _Pass | None:
+        """Begin the pass over ``token`` [1], of which the speculator does not know ``unknown``."""
+        if not self._left:
+            return None
+        draft = self._draft(unknown)
+        ids = mx.concatenate([token, mx.array(draft, token.dtype)]) if draft else token
+        return self._begin(self._model(ids[None], self._cache.layers)[0], draft)
+
+    def _draft(self, unknown: int) -> list[int]:
+        if not self._speculator:
+            return []
+        # One may come true beyond the draft, and one step be under way when the caller stops.
+        most = min(self._left - 1, self._cache.spare() - 2)
+        return self._speculator.draft(unknown, most)
+
+    def _verified(self, done: _Pass) -> list[Step]:
+        """What came true of a draft; the caches and the sampler then know of no more than that."""
+        steps = done.wait()
+        wrong = len(done.draft) + 1 - len(steps)
+        self._cache.drop(wrong)
+        self._sampler.keep(len(steps))
+        self._left -= len(steps) - 1
+        if self._speculator:
+            self._speculator.judge(len(done.draft), len(done.draft) - wrong)
+            self._speculator.extend([step.token for step in steps])
+        return steps
 
 
 def _prefill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from mlx_mixtral.config import ModelConfig
@@ -43,8 +44,19 @@ class PromptCache:
         return len(self.tokens)
 
     def settle(self, sequence: Sequence[int]) -> None:
-        """Take note that the caches were fed from the start of ``sequence``."""
+        """Take note that the caches were fed ``sequence`` from its start; drop the rest."""
+        self.drop(max(0, self.layers[0].offset - len(sequence)))
         self.tokens = list(sequence[: self.layers[0].offset])
+
+    def spare(self) -> int:
+        """How many more tokens the caches can take and ``drop`` again: until a ring is full."""
+        window = self._config.sliding_window
+        return window - 1 - self.layers[0].offset if window else sys.maxsize
+
+    def drop(self, count: int) -> None:
+        """Take back the last ``count`` tokens that the caches were fed, of those in ``spare``."""
+        for layer in self.layers:
+            layer.trim(count)
 
     def _keep(self, count: int) -> None:
         """Drop all but the first ``count`` tokens; a full ring cannot go back and drops all."""
@@ -52,6 +64,5 @@ class PromptCache:
         if surplus and not all(layer.is_trimmable() for layer in self.layers):
             self.reset()
             return
-        for layer in self.layers:
-            layer.trim(surplus)
+        self.drop(surplus)
         del self.tokens[count:]

@@ -30,6 +30,9 @@ class Sampling:
         seed: the same seed, settings and prompt give the same answer; None: a new one
             each time, reported with the answer.
         stop: texts that end the answer; they are not part of it.
+        speculate: draft what repeats an earlier text and verify it in one pass of the model
+            (``generation/speculative.py``). It chooses the same tokens sooner, sampled ones
+            too, but for two whose probabilities differ by less than a rounding error.
 
     The order is mlx-lm's: bias, penalty, top-p, min-p, top-k, then temperature.
     """
@@ -44,6 +47,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -58,6 +62,8 @@ class Sampling:
                 kind = "an integer" if name in WHOLE else "a number"
                 reach = f"from {low:g} to {high:g}" if high < math.inf else f"from {low:g}"
                 raise UsageError(f"{name} has to be {kind} {reach}, not {value!r}")
+        if not isinstance(self.speculate, bool):
+            raise UsageError(f"speculate has to be True or False, not {self.speculate!r}")
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UsageError(f"stop takes texts of at least one character, not {self.stop!r}")
         for token, bias in self.logit_bias.items():
@@ -106,6 +112,7 @@ class Sampler:
             repetition_penalty=None if penalty == 1 else penalty,
             repetition_context_size=settings.repetition_window,
         )
+        self._states: list[tuple[mx.array, mx.array]] = []
         self._recent = mx.array(list(prompt)[-settings.repetition_window :], mx.int32)
 
     def __call__(self, logits: mx.array) -> tuple[mx.array, mx.array]:
@@ -117,6 +124,26 @@ class Sampler:
             recent = mx.concatenate([self._recent, token.astype(mx.int32)])
             self._recent = recent[-self.settings.repetition_window :]
         return token, mx.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+
+    def successive(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """Logits [n, V] of n places that follow each other -> tokens [n], log-probabilities [n].
+
+        Each is chosen as by a call of its own, after those before it: with its own random
+        number, and penalized for what was chosen before. ``keep`` then says how many counted.
+        """
+        if self.settings.temperature == 0 and not self._processors:
+            return self(logits)  # nothing is remembered from one place to the next
+        chosen = []
+        for n in range(logits.shape[0]):
+            chosen.append(self(logits[n : n + 1]))
+            self._states.append((self._key, self._recent))
+        return mx.concatenate([t for t, _ in chosen]), mx.concatenate([p for _, p in chosen])
+
+    def keep(self, count: int) -> None:
+        """Go on after the first ``count`` (one or more) of the choices of ``successive``."""
+        if self._states:
+            self._key, self._recent = self._states[count - 1]
+            self._states.clear()
 
     def _choose(self, logits: mx.array, logprobs: mx.array) -> mx.array:
         s = self.settings

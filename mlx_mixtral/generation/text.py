@@ -13,6 +13,7 @@ from mlx_mixtral.errors import ContextError, UsageError
 from mlx_mixtral.generation.loop import generate_tokens
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler, Sampling
+from mlx_mixtral.generation.speculative import Speculator
 from mlx_mixtral.generation.stops import StopStrings
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Stats:
         generation_tps: tokens a second after the first one; 0 for fewer than two.
         peak_memory_bytes: the most memory that MLX's arrays took, weights included.
         seed: repeats the answer.
+        drafted_tokens: tokens that were proposed because an earlier text went on with them;
+            ``accepted_tokens`` of them were what the model chose, and came at once.
     """
 
     prompt_tokens: int
@@ -41,6 +44,8 @@ class Stats:
     generation_tps: float
     peak_memory_bytes: int
     seed: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,9 +151,10 @@ def _answer(
     most = min(settings.max_tokens or room, room)
     cached = cache.reuse(prompt)
     sampler = Sampler(settings, prompt)
+    speculator = Speculator(prompt) if settings.speculate else None
     clock = _Clock(len(prompt), cached, sampler.seed)
     detokenizer, stops = lm.tokenizer.detokenizer(), StopStrings(settings.stop)
-    steps = generate_tokens(lm.model, cache, prompt, sampler, most, interrupted)
+    steps = generate_tokens(lm.model, cache, prompt, sampler, most, interrupted, speculator)
     try:
         for step in steps:
             clock.tick()
@@ -157,7 +163,7 @@ def _answer(
             reason = _reason(ended or stops.stopped, clock.steps == most, interrupted())
             if reason:
                 text += stops.push(detokenizer.flush()) + stops.flush()
-                stats = clock.stats(clock.steps - ended)
+                stats = clock.stats(clock.steps - ended, speculator)
                 yield Piece(text, step.token, step.logprob, reason, stats)
                 return
             yield Piece(text, step.token, step.logprob)
@@ -189,7 +195,7 @@ class _Clock:
             self._first = self._last
         self.steps += 1
 
-    def stats(self, completion_tokens: int) -> Stats:
+    def stats(self, completion_tokens: int, speculator: Speculator | None = None) -> Stats:
         prefill, decode = self._first - self._start, self._last - self._first
         new = self.prompt_tokens - self.cached_tokens
         return Stats(
@@ -201,4 +207,6 @@ class _Clock:
             generation_tps=(self.steps - 1) / decode if decode else 0.0,
             peak_memory_bytes=mx.get_peak_memory(),
             seed=self.seed,
+            drafted_tokens=speculator.proposed if speculator else 0,
+            accepted_tokens=speculator.accepted if speculator else 0,
         )
