@@ -76,8 +76,8 @@ class Lookup:
 class Speculator:
     """Decides how much to draft, by how long the text has repeated itself and by what came of it.
 
-    Where nothing repeats, nothing is drafted and nothing is lost. A draft is at most as long
-    as the run that speaks for it, so it nearly doubles while all goes well. After a miss a
+    Where nothing repeats, nothing is drafted and nothing is lost. A draft is half as long
+    as the run that speaks for it, so it grows by half while all goes well. After a miss a
     longer run is asked for, until drafts come true again.
 
     Attributes:
@@ -102,7 +102,7 @@ class Speculator:
         run = self._lookup.run
         if run < self._needed:
             return []
-        return self._lookup.continuation(skip, min(run - 1, most, LONGEST_DRAFT))
+        return self._lookup.continuation(skip, min(run // 2, most, LONGEST_DRAFT))
 
     def judge(self, proposed: int, accepted: int) -> None:
         """Take note of what came of a draft."""
