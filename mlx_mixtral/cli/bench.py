@@ -73,7 +73,13 @@ def bench(
     if shape is None:
         subject = _loaded(model)
     else:
-        subject = _random(shape, bits or 4, group_size or 64, layers, settings)
+        subject = _random(
+            shape,
+            4 if bits is None else bits,
+            64 if group_size is None else group_size,
+            layers,
+            settings,
+        )
     with _status() as tell:
         report = measure(subject, settings, tell)
     if plot:
