@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from mlx_mixtral.catalog import resolve
 from mlx_mixtral.config import ModelConfig, read_config
+from mlx_mixtral.cpu import SpreadExperts, spread
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.experts.resident import ResidentExperts
 from mlx_mixtral.jsonfile import read_json_if_there
@@ -80,7 +81,8 @@ def load_model(
     """
     tensors = open_weights(folder, config)
     dtype = dtype or activation_dtype(tensors["model.norm.weight"].dtype)
-    model = Transformer(config, (lambda _: ResidentExperts(config)) if config.is_moe else None)
+    experts = SpreadExperts if _on_cpu() else ResidentExperts
+    model = Transformer(config, (lambda _: experts(config)) if config.is_moe else None)
     _quantize(model, config, tensors)
     total, done = sum(t.nbytes for t in tensors.values()), 0
     for tensor in tensors.values():
@@ -94,6 +96,8 @@ def load_model(
         if progress:
             progress(done, total)
     mx.clear_cache()
+    if _on_cpu():
+        spread(model)
     model.freeze()
     return model
 
@@ -106,9 +110,13 @@ def activation_dtype(stored: mx.Dtype) -> mx.Dtype:
     16-bit products in 16 bits (5-7 % wrong), multiplies experts in float32 only, and is
     ten times slower with 16-bit scales: there everything is float32.
     """
-    if mx.default_device() == mx.Device(mx.cpu):
+    if _on_cpu():
         return mx.float32
     return mx.float16 if stored == mx.float16 else mx.bfloat16
+
+
+def _on_cpu() -> bool:
+    return mx.default_device() == mx.Device(mx.cpu)
 
 
 def weight_dtype(name: str, dtype: mx.Dtype) -> mx.Dtype:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 DEMO_NOTE = (
     "no model is installed, so this is the demo, a toy that knows little; "
-    "`mixtral-mlx convert --help` tells how to get Mixtral"
+    "`mixtral-mlx models --published` names the real ones"
 )
 
 
@@ -23,6 +23,6 @@ def load_model(name: str | None) -> "LanguageModel":
         if name == DEMO:
             print(DEMO_NOTE, file=sys.stderr)
     with progress_bar(f"loading {name}") as advance:
-        from mlx_mixtral.loading import load
+        from mlx_mixtral import load
 
         return load(name, progress=advance)
