@@ -107,6 +107,8 @@ def test_json(run: Run) -> None:
         "generation_tps",
         "peak_memory_bytes",
         "seed",
+        "drafted_tokens",
+        "accepted_tokens",
     ]
     assert (record["text"], record["finish_reason"], record["seed"]) == (ANSWER, "stop", 7)
 
