@@ -141,7 +141,7 @@ def _show(report: "Report", picture: Path | None, as_json: bool) -> None:
 def _lines(report: "Report") -> list[str]:
     """The whole report for a person."""
     machine, settings = report.machine, report.settings
-    about = f"{report.layers} layers, {report.bits} bit"
+    about = f"{_layers(report)}, {report.bits} bit"
     if report.experts:
         about += f", {report.experts_per_token} of {report.experts} experts a token"
     lines = [f"{report.model}: {about}"]
@@ -161,6 +161,10 @@ def _lines(report: "Report") -> list[str]:
         *_reported(report),
     ]
     return lines
+
+
+def _layers(report: "Report") -> str:
+    return "1 layer" if report.layers == 1 else f"{report.layers} layers"
 
 
 def _speeds(report: "Report") -> list[str]:
@@ -200,12 +204,11 @@ def _rate(value: float) -> str:
 def _ceiling(report: "Report") -> list[str]:
     """Load time, memory, and the roofline."""
     read, band = report.traffic, report.bandwidth
-    parts = [f"{size(read.shared)} of shared weights"]
+    parts = [f"shared weights {size(read.shared)}"]
     if read.experts:
-        parts.append(
-            f"{size(read.experts)} of {report.experts_per_token} of {report.experts} experts"
-        )
-    parts.append(f"{size(read.kv)} of {read.context} tokens' keys and values")
+        chosen = f"{report.experts_per_token} of {report.experts}"
+        parts.append(f"{chosen} experts {size(read.experts)}")
+    parts.append(f"keys and values of {read.context} tokens {size(read.kv)}")
     lines = [f"{'load':<20}{duration(report.load_s)}"] if report.load_s is not None else []
     lines += [
         f"{'peak memory':<20}{size(report.peak_array_bytes)} of arrays, "
@@ -230,5 +233,5 @@ def _reported(report: "Report") -> list[str]:
     lines = ["Reported by others for Mixtral 8x7B, not measured here (answer tok/s):"]
     for r in report.reported_by_others:
         lines.append(f"  {r.decode_tps:5.1f}  {r.machine}, {r.program} ({r.source})")
-    ours = f"{report.model}, {report.bits} bit, {report.layers} layers"
+    ours = f"{report.model}, {report.bits} bit, {_layers(report)}"
     return [*lines, f"  {_rate(report.ours.decode_tps.median):>5}  measured here: {ours}"]

@@ -126,8 +126,11 @@ def random_subject(
     settings.check_context(config)
     full = SHAPES[shape].num_hidden_layers
     note = "random weights: speed only"
-    if config.num_hidden_layers < full:
-        note += f"; cut to {config.num_hidden_layers} of {full} layers, so faster than all of it"
+    if (kept := config.num_hidden_layers) < full:
+        note += f"; cut to {kept} of {full} layers, so faster than all of it"
+        if settings.against:
+            # Lazily evaluated, its last layer's experts run for the last token alone.
+            note += f"; mlx-lm skips 1/{kept} of the prompt's work here, 1/{full} at full depth"
     check_memory(config, f"{shape} at {bits} bits", settings.prompt, settings.generate)
     mx.reset_peak_memory()
     return Subject(shape, config, random_model(config, progress), note=note)

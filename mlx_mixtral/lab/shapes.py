@@ -107,9 +107,10 @@ def check_memory(config: ModelConfig, what: str, prompt: int, generate: int) -> 
         needed_bytes(replace(config, num_hidden_layers=n), dtype, prompt, generate) for n in (1, 2)
     )
     fitting = 1 + (free - one) // (two - one) if free >= one else 0
+    wide = ", where MLX computes in float32" if dtype == mx.float32 else ""
     advice = f"--layers {fitting} fits" if fitting else "not even one layer fits"
     raise UsageError(
-        f"{what} needs {needed / 1e9:.1f} GB here; of this machine's {total_memory() / 1e9:.1f} "
+        f"{what} needs {needed / 1e9:.1f} GB here{wide}; of this machine's {total_memory() / 1e9:.1f} "
         f"GB, {free / 1e9:.1f} GB can be used: fewer --bits, or {advice}"
     )
 
