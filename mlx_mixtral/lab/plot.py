@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from mlx_mixtral.errors import UsageError
@@ -44,8 +45,9 @@ def plot(report: Report, file: Path) -> None:
         axes.set_ylim(bottom=0)
     axes.set_xlabel("context (tokens, halfway through the answer)")
     axes.set_ylabel("tokens a second")
-    title = f"{report.model}{', ' if report.note else ''}{report.note}"
-    axes.set_title(f"{title}\n{report.machine.device}, {report.machine.system}", fontsize=10)
+    title = [f"{report.model}, {report.layers} layers, {report.bits} bit", *wrap(report.note, 80)]
+    title.append(f"{report.machine.device}, {report.machine.system}")
+    axes.set_title("\n".join(title), fontsize=9)
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)

@@ -7,7 +7,7 @@ machine's speed with Mixtral before 26 GB have been fetched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 
 import mlx.core as mx
@@ -110,8 +110,8 @@ def check_memory(config: ModelConfig, what: str, prompt: int, generate: int) -> 
     wide = ", where MLX computes in float32" if dtype == mx.float32 else ""
     advice = f"--layers {fitting} fits" if fitting else "not even one layer fits"
     raise UsageError(
-        f"{what} needs {needed / 1e9:.1f} GB here{wide}; of this machine's {total_memory() / 1e9:.1f} "
-        f"GB, {free / 1e9:.1f} GB can be used: fewer --bits, or {advice}"
+        f"{what} needs {needed / 1e9:.1f} GB here{wide}; of this machine's "
+        f"{total_memory() / 1e9:.1f} GB, {free / 1e9:.1f} GB can be used: fewer --bits, or {advice}"
     )
 
 
@@ -139,10 +139,10 @@ def random_model(config: ModelConfig, progress: Progress | None = None) -> Trans
 
 
 def _predicate(
-    config: ModelConfig, names: object
+    config: ModelConfig, names: Set[str]
 ) -> Callable[[str, nn.Module], bool | dict[str, int | str]]:
     def spec(path: str, module: nn.Module) -> bool | dict[str, int | str]:
-        if f"{path}.scales" not in names or config.quantization is None:  # type: ignore[operator]
+        if f"{path}.scales" not in names or config.quantization is None:
             return False
         found = config.quantization.of(path)
         return bool(found) and found.to_dict()  # type: ignore[union-attr]
