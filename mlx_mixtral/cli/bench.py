@@ -110,13 +110,10 @@ def _status() -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
 
-    # No spinner: redrawing it would take turns with what is measured.
-    console = Console(stderr=True)
-
+    # One line written over, no spinner: redrawing one would disturb what is measured.
     def tell(what: str) -> None:
-        console.print(f"\r\x1b[K{what} ...", end="", highlight=False, markup=False)
+        print(f"\r\x1b[K{what} ...", end="", file=sys.stderr, flush=True)
 
     try:
         yield tell
