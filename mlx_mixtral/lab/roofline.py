@@ -73,7 +73,8 @@ def traffic(model: Transformer, config: ModelConfig, kv_per_token: float, contex
 def arrays(module: Any) -> dict[str, mx.array]:
     """All arrays of an MLX module by their canonical names."""
     # On the CPU backend a linear map is wrapped in one that halves it; its arrays are the same.
-    return {name.replace(".linear.", "."): a for name, a in tree_flatten(module.parameters())}
+    found: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    return {name.replace(".linear.", "."): array for name, array in found.items()}
 
 
 def kv_bytes_per_token(layers: Iterable[KVCache | RotatingKVCache]) -> float:
