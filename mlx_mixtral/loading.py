@@ -81,8 +81,7 @@ def load_model(
     """
     tensors = open_weights(folder, config)
     dtype = dtype or activation_dtype(tensors["model.norm.weight"].dtype)
-    experts = SpreadExperts if _on_cpu() else ResidentExperts
-    model = Transformer(config, (lambda _: experts(config)) if config.is_moe else None)
+    model = empty_model(config)
     _quantize(model, config, tensors)
     total, done = sum(t.nbytes for t in tensors.values()), 0
     for tensor in tensors.values():
@@ -96,6 +95,17 @@ def load_model(
         if progress:
             progress(done, total)
     mx.clear_cache()
+    return ready(model)
+
+
+def empty_model(config: ModelConfig) -> Transformer:
+    """A network for weights to be loaded into, as this device computes it best."""
+    experts = SpreadExperts if _on_cpu() else ResidentExperts
+    return Transformer(config, (lambda _: experts(config)) if config.is_moe else None)
+
+
+def ready(model: Transformer) -> Transformer:
+    """The network, once its weights are loaded."""
     if _on_cpu():
         spread(model)
     model.freeze()

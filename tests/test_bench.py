@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from checkpoints import tiny_config, write_hf
 
 from mlx_mixtral.cli import main
 from mlx_mixtral.lab import bench as lab
@@ -17,7 +18,6 @@ from mlx_mixtral.lab import shapes
 from mlx_mixtral.lab.bench import Settings, Subject, bench
 from mlx_mixtral.lab.roofline import Bandwidth
 from mlx_mixtral.loading import LanguageModel, load_model
-from tests.checkpoints import tiny_config, write_hf
 
 TINY = ["--prompt", "8", "--generate", "3", "--repeat", "2"]
 Run = Callable[..., tuple[int, str, str]]

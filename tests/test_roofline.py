@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from checkpoints import quantization, tiny_config, write_mlx
 from mlx.utils import tree_flatten
 
 from mlx_mixtral.config import ModelConfig
@@ -21,7 +22,6 @@ from mlx_mixtral.lab.roofline import (
 )
 from mlx_mixtral.lab.shapes import SHAPES, needed_bytes, random_model, shape_config, weight_bytes
 from mlx_mixtral.loading import load_model
-from tests.checkpoints import quantization, tiny_config, write_mlx
 
 # tiny_config: D = F = 64, V = 96, 2 layers, 4 heads and 2 KV heads of 16, 4 experts of which
 # 2 answer. On the CPU a float is 4 bytes; of the norms there are 2 a layer and the last.

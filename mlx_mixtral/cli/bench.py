@@ -62,6 +62,9 @@ def bench(
         raise UsageError(f"{given[0]} belongs to --shape; a model has its own")
     if shape is not None and model is not None:
         raise UsageError(f"--shape {shape} takes no model; leave out {model!r} or --shape")
+    from mlx_mixtral.blas import use_system_blas
+
+    use_system_blas()  # before MLX is imported
     from mlx_mixtral.lab.bench import Settings
     from mlx_mixtral.lab.bench import bench as measure
     from mlx_mixtral.lab.plot import check_plot

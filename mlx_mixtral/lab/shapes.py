@@ -15,10 +15,9 @@ import mlx.nn as nn
 
 from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.experts.resident import ResidentExperts
 from mlx_mixtral.generation.loop import prefill_chunk
 from mlx_mixtral.lab.roofline import free_memory, total_memory
-from mlx_mixtral.loading import Progress, activation_dtype, weight_dtype
+from mlx_mixtral.loading import Progress, activation_dtype, empty_model, ready, weight_dtype
 from mlx_mixtral.model.transformer import Transformer
 from mlx_mixtral.weights import expected_shapes, packed_shapes
 
@@ -118,12 +117,11 @@ def check_memory(config: ModelConfig, what: str, prompt: int, generate: int) -> 
 def random_model(config: ModelConfig, progress: Progress | None = None) -> Transformer:
     """A model of these shapes with random weights, made on the device one array at a time.
 
-    The steps are those of ``loading.load_model``, with chance in place of files; but on the
-    CPU backend without its two streams, so that a model loaded there is faster.
+    The steps are those of ``loading.load_model``, with chance in place of files.
     """
     dtype = activation_dtype(mx.bfloat16)
     wanted = tensors(config, dtype)
-    model = Transformer(config, (lambda _: ResidentExperts(config)) if config.is_moe else None)
+    model = empty_model(config)
     nn.quantize(model, class_predicate=_predicate(config, wanted.keys()))
     total, done = weight_bytes(config, dtype), 0
     keys = _keys()
@@ -135,8 +133,7 @@ def random_model(config: ModelConfig, progress: Progress | None = None) -> Trans
         if progress:
             progress(done, total)
     mx.clear_cache()
-    model.freeze()
-    return model
+    return ready(model)
 
 
 def _predicate(
