@@ -27,7 +27,7 @@ fuzz: $(VENV)/ready-dev
 	@$(BIN)/python -m pytest -m fuzz --hypothesis-profile=long -n 2
 
 bench: $(VENV)/ready
-	@$(BIN)/mixtral-mlx bench demo --against mlx-lm
+	@$(BIN)/mixtral-mlx bench demo --against mlx-lm --against mlx-lm-f32
 
 bench-convert: $(VENV)/ready
 	@$(BIN)/python -m convert.bench $(SOURCE)
