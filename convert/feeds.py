@@ -71,14 +71,14 @@ class HubFeed:
             UsageError: the repository's weights are not safetensors.
             MixtralError: the network or the hub fails.
         """
-        self.identity = f"{repository.name}@{repository.commit}"
+        self.identity = repository.origin
         self._repository = repository
         self._skeleton = skeleton = Skeleton(folder, self.identity)
         self.folder = folder
         self._whole = skeleton.folder / "whole"
         self._files = {file.local: file for file in repository.files}
         for name, file in self._files.items():
-            if not is_shard(file):
+            if not _is_shard(file):
                 download_file(repository, file, folder)
             elif not skeleton.knows(name):
                 skeleton.add(name, header(repository, file), file.size)
@@ -103,6 +103,10 @@ class HubFeed:
             real.unlink(missing_ok=True)
 
 
-def is_shard(file: RemoteFile) -> bool:
-    """Whether the file can be fetched and deleted by itself."""
+def in_shards(repository: Repository) -> bool:
+    """Whether the repository's weights can be fetched and deleted file by file."""
+    return any(_is_shard(file) for file in repository.files)
+
+
+def _is_shard(file: RemoteFile) -> bool:
     return file.name.endswith(".safetensors")

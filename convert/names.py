@@ -126,17 +126,10 @@ def rope_heads(path: str, config: ModelConfig) -> int | None:
 
 
 def half_split(weight: mx.array, heads: int) -> mx.array:
-    """Rows [heads x head_dim, ...] from interleaved to half-split order; the inverse below.
+    """Rows [heads x head_dim, ...] from interleaved to half-split order.
 
     Only rows move, so it holds for codes, scales and biases alike.
     """
     rows = weight.shape[0]
     pairs = weight.reshape(heads, rows // heads // 2, 2, -1)
     return pairs.swapaxes(1, 2).reshape(weight.shape)
-
-
-def interleaved(weight: mx.array, heads: int) -> mx.array:
-    """Rows from half-split to interleaved order."""
-    rows = weight.shape[0]
-    halves = weight.reshape(heads, 2, rows // heads // 2, -1)
-    return halves.swapaxes(1, 2).reshape(weight.shape)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from mlx_mixtral.errors import MixtralError, UsageError
 
+_WRITE_BYTES = 1 << 30  # macOS refuses single writes of 2 GiB and more
+
 
 @contextmanager
 def partial(target: Path) -> Iterator[Path]:
@@ -122,6 +124,14 @@ def write_file(path: Path, text: str | bytes) -> None:
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         with opened(path) as file:
             os.fsync(file)
+
+
+def write_at(file: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of ``data`` into an open file, from ``offset`` on."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view[:_WRITE_BYTES], offset)
+        view, offset = view[written:], offset + written
 
 
 def flush_folder(folder: Path) -> None:

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.target import opened, reported, write_file
+from convert.target import opened, reported, write_at, write_file
 from mlx_mixtral.errors import MixtralError
 
 SHARD_BYTES = 2 << 30
 """Shards are cut before they pass this size; a single larger tensor has a shard of its own."""
 
 _BLOCK = 4 << 20
-_WRITE_BYTES = 1 << 30  # macOS refuses single writes of 2 GiB and more
 _ITEM_BYTES = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2, "U8": 1}
 
 
@@ -138,7 +137,7 @@ class ShardWriter:
             raise ValueError(f"{name}: {view.nbytes} bytes at {at} do not fit")
         begin = shard.offsets[name] + at
         with reported(self.folder / shard.file), opened(self.folder / shard.file) as file:
-            _write_at(file, view, begin)
+            write_at(file, view, begin)
         region = Region(begin, begin + view.nbytes, zlib.crc32(view))
         self._count(shard, region)
         return region.crc
@@ -224,9 +223,3 @@ def _read_back(
                 left -= read
             found.append(Region(region.begin, region.end - left, crc))
     return found
-
-
-def _write_at(file: int, view: memoryview, offset: int) -> None:
-    while view:
-        written = os.pwrite(file, view[:_WRITE_BYTES], offset)
-        view, offset = view[written:], offset + written

@@ -100,8 +100,15 @@ def read_folder(folder: Path) -> dict[str, Span]:
 def _index(folder: Path) -> dict[str, str]:
     """Tensor name -> shard file name; empty when the folder has no index."""
     path = folder / INDEX
-    if not path.is_file():
-        return {}
+    return read_index(path) if path.is_file() else {}
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> shard file name, of an index file; the shards lie in its folder.
+
+    Raises:
+        ModelError: it is damaged, or points outside its folder.
+    """
     index = read_json(path).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(f, str) for f in index.values()):
         raise ModelError(f"{path} has no weight_map; fetch it again")

@@ -4,9 +4,8 @@ import importlib.resources
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,23 +47,8 @@ def seeder(released):
 
 
 @pytest.fixture
-def start(tmp_path):
-    started = []
-
-    def start(*arguments: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlx_mixtral", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"MIXTRAL_MLX_HOME": str(tmp_path / "home")},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
+def start(spawn, tmp_path):
+    return partial(spawn, env=os.environ | {"MIXTRAL_MLX_HOME": str(tmp_path / "home")})
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ def hub(checkpoint):
 
 
 @pytest.fixture
-def start(hub, tmp_path):
+def start(spawn, hub, tmp_path):
     """Starts a command in a process of its own, which knows of our hub alone."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= {
@@ -51,28 +51,13 @@ def start(hub, tmp_path):
         "MIXTRAL_MLX_HOME": str(tmp_path / "home"),
     }
 
-    started = []
-
-    def start(*arguments: object, **more: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlx_mixtral", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment | more,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
+    return partial(spawn, env=environment)
 
 
 @pytest.fixture
 def run(start):
-    def run(*arguments: object, **more: str) -> tuple[int, str, str]:
-        process = start(*arguments, **more)
+    def run(*arguments: object) -> tuple[int, str, str]:
+        process = start(*arguments)
         out, err = process.communicate(timeout=60)
         assert "Traceback" not in err, err
         return process.returncode, out, err

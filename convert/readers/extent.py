@@ -111,11 +111,6 @@ class Extent:
         width = math.prod(self.shape[1:])
         return self.part(begin * width, (end - begin, *self.shape[1:]))
 
-    def stack(self) -> list["Extent"]:
-        """The slices along the first axis."""
-        inner = self.shape[1:]
-        return [self.part(i * math.prod(inner), inner) for i in range(self.shape[0])]
-
     def raw(self) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """Its bytes.
 

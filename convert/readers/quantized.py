@@ -19,7 +19,7 @@ from convert.readers.plain import Plain
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.errors import ModelError, UsageError
 from mlx_mixtral.jsonfile import read_json, read_json_if_there
-from mlx_mixtral.shards import INDEX, Span, read_header
+from mlx_mixtral.shards import INDEX, Span, read_header, read_index
 from mlx_mixtral.weights import DERIVED, FLOATS, expected_shapes
 
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
@@ -204,12 +204,4 @@ def _index(folder: Path) -> dict[str, str]:
         found = [folder / INDEX]
     if len(found) > 1:
         raise ModelError(f"{folder} holds two models, {found[0].name} and {found[1].name}")
-    if not found:
-        return {}
-    index = read_json(found[0]).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
-        raise ModelError(f"{found[0]} has no weight_map; fetch it again")
-    for file in index.values():
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise ModelError(f"{found[0]} points outside its folder ({file!r}); refused")
-    return index
+    return read_index(found[0]) if found else {}

@@ -59,6 +59,11 @@ class Repository:
     """As the repository's card says: ``apache-2.0``."""
 
     @property
+    def origin(self) -> str:
+        """How manifests name it: ``owner/name@commit``."""
+        return f"{self.name}@{self.commit}"
+
+    @property
     def size(self) -> int:
         """Of all files, in bytes."""
         return sum(file.size for file in self.files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from convert.sources.choice import RemoteFile
 from convert.sources.connection import patiently, stream
 from convert.sources.xet import Xet
-from convert.target import opened, reported
+from convert.target import opened, reported, write_at
 
 Tell = Callable[[int], None]
 
@@ -43,7 +42,7 @@ def bring(name: str, commit: str, file: RemoteFile, part: Path, tell: Tell, xet:
         with closing(pieces), opened(part) as out:
             for offset, piece in pieces:
                 with reported(final):
-                    _write(out, piece, offset)
+                    write_at(out, piece, offset)
                 tell(min(offset + len(piece), file.size))
 
     patiently(work, name, gained=there)
@@ -54,10 +53,3 @@ def address(name: str, commit: str, file: RemoteFile) -> str:
     from huggingface_hub import hf_hub_url
 
     return hf_hub_url(name, file.name, revision=commit)
-
-
-def _write(out: int, piece: bytes, offset: int) -> None:
-    view = memoryview(piece)
-    while view:
-        written = os.pwrite(out, view, offset)
-        view, offset = view[written:], offset + written

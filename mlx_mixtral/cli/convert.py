@@ -21,7 +21,6 @@ from mlx_mixtral.cli.sources import (
     announce,
     describe,
     fetch,
-    origin_of,
     swarm_settings,
     tell,
 )
@@ -160,7 +159,7 @@ def _at_hand(
             return _AtHand(open_source(folder, file), place.name, origin)
         if delete_source and (streamed := _with_hub_feed(place.name, place.revision, file, out)):
             return streamed
-    pulled = fetch(address, None, (sources_home(), models_home()), file, settings)
+    pulled = fetch(place, None, (sources_home(), models_home()), file, settings)
     tell(f"the source lies in {pulled.path}")
     return _AtHand(open_source(pulled.path), pulled.path.name, pulled.origin)
 
@@ -176,23 +175,23 @@ def _with_local_feed(folder: Path, out: Path) -> _AtHand:
 
 def _with_hub_feed(name: str, revision: str | None, file: str | None, out: Path) -> _AtHand | None:
     """None where the repository's weights are not safetensors."""
-    from convert.feeds import HubFeed, is_shard
+    from convert.feeds import HubFeed, in_shards
     from convert.readers.detect import open_source
     from convert.sources import hub
     from convert.target import partial_of
 
     repository = hub.look(name, revision, file)
-    if not any(is_shard(remote) for remote in repository.files):
+    if not in_shards(repository):
         return None
     tell(describe(repository))
     feed = HubFeed(repository, partial_of(out) / "source")
-    return _AtHand(open_source(feed.folder), name, origin_of(repository), feed)
+    return _AtHand(open_source(feed.folder), name, repository.origin, feed)
 
 
 @contextmanager
 def _laid_out(address: "Address", file: str | None) -> Iterator["Source"]:
     """The source of a dry run: nothing but headers is fetched."""
-    from convert.feeds import HubFeed, is_shard
+    from convert.feeds import HubFeed, in_shards
     from convert.readers.detect import open_source
     from convert.sources import hub
     from convert.sources.address import Hub, Local
@@ -206,7 +205,7 @@ def _laid_out(address: "Address", file: str | None) -> Iterator["Source"]:
     if isinstance(place, Hub):
         repository = hub.look(place.name, place.revision, file)
         tell(describe(repository))
-        if any(is_shard(remote) for remote in repository.files):
+        if in_shards(repository):
             with tempfile.TemporaryDirectory() as folder:
                 yield open_source(HubFeed(repository, Path(folder)).folder)
             return

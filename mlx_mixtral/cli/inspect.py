@@ -13,7 +13,7 @@ from mlx_mixtral.cli.sources import FileOption
 
 if TYPE_CHECKING:
     from convert.readers import Source
-    from convert.sources.address import Address
+    from convert.sources.address import Address, Hub
 
 
 def inspect(
@@ -49,32 +49,31 @@ def describe_folder(path: Path, file: str | None = None) -> dict[str, Any]:
 
 
 def _facts(address: "Address", file: str | None) -> dict[str, Any]:
-    from convert.sources.address import Hub, Local, Swarm
+    from convert.sources.address import Hub, Local
 
     place = address.place
     if isinstance(place, Local):
         return describe_folder(place.path, file)
-    if isinstance(place, Swarm):
-        from convert.sources import magnet
+    if isinstance(place, Hub):
+        return _remote(place, file)
+    from convert.sources import magnet
 
-        torrent = magnet.look(place.link, magnet.Settings())
-        return {"form": "a torrent", "files": {f.path: f.size for f in torrent.files}}
-    assert isinstance(place, Hub)
-    return _remote(place, file)
+    torrent = magnet.look(place.link, magnet.Settings())
+    return {"form": "a torrent", "files": {f.path: f.size for f in torrent.files}}
 
 
-def _remote(place: Any, file: str | None) -> dict[str, Any]:
-    from convert.feeds import HubFeed, is_shard
+def _remote(place: "Hub", file: str | None) -> dict[str, Any]:
+    from convert.feeds import HubFeed, in_shards
     from convert.sources import hub
 
     repository = hub.look(place.name, place.revision, file)
     about = {
-        "repository": f"{repository.name}@{repository.commit}",
+        "repository": repository.origin,
         "licence": repository.licence,
         "download_bytes": repository.size,
     }
     files = {f.name: f.size for f in repository.files}
-    if not any(is_shard(f) for f in repository.files):
+    if not in_shards(repository):
         note = "only safetensors tell more before they are fetched"
         return about | {"files": files, "notes": [note]}
     with tempfile.TemporaryDirectory() as folder:

@@ -51,15 +51,16 @@ def pull(
     from mlx_mixtral.errors import UsageError
 
     address = parse(source)
-    if isinstance(address.place, Local):
+    place = address.place
+    if isinstance(place, Local):
         raise UsageError(f"{source} is here already; convert it, or chat with it")
     settings = swarm_settings(listen, upload_limit, peer, no_discovery)
     announce(address)
-    found = fetch(address, out, (models_home(),), file, settings)
+    found = fetch(place, out, (models_home(),), file, settings)
     total = sum(f.stat().st_size for f in found.path.rglob("*") if f.is_file())
     print(f"{found.path}: {size(total)}; {_advice(found.path)}", flush=True)
-    if seed and isinstance(address.place, Swarm):
-        give(address.place, found.path, settings)
+    if seed and isinstance(place, Swarm):
+        give(place, found.path, settings)
 
 
 def _advice(folder: Path) -> str:

@@ -14,7 +14,7 @@ from mlx_mixtral.cli.progress import kept_on_interrupt, progress_bar
 from mlx_mixtral.cli.sizes import size
 
 if TYPE_CHECKING:
-    from convert.sources.address import Address, Swarm
+    from convert.sources.address import Address, Hub, Swarm
     from convert.sources.hub import Repository
     from convert.sources.magnet import Settings
 
@@ -45,26 +45,24 @@ class Fetched:
 
 
 def fetch(
-    address: "Address",
+    place: "Hub | Swarm",
     target: Path | None,
     homes: Sequence[Path],
     file: str | None,
     settings: "Settings",
 ) -> Fetched:
-    """Download what ``address`` names to ``target``, or to a folder of its own in a home.
+    """Download what ``place`` names to ``target``, or to a folder of its own in a home.
 
     Without a target, a model that is in any of ``homes`` is not fetched again, and one that
     is in none goes to the first.
     """
     from convert.sources import hub
-    from convert.sources.address import Hub, Swarm
+    from convert.sources.address import Hub
 
-    place = address.place
     if isinstance(place, Hub):
         repository = hub.look(place.name, place.revision, file)
-        origin, name = origin_of(repository), repository.name.rpartition("/")[2]
+        origin, name = repository.origin, repository.name.rpartition("/")[2]
     else:
-        assert isinstance(place, Swarm)
         origin, name = _identity(place.link)
     targets = [target] if target else [home / name for home in homes]
     if there := already(origin, *targets):
@@ -88,11 +86,6 @@ def describe(repository: "Repository") -> str:
     """The repository's name, licence and size, in a line."""
     licence = repository.licence or "unknown"
     return f"{repository.name}: licence {licence}, {size(repository.size)} to download"
-
-
-def origin_of(repository: "Repository") -> str:
-    """How manifests name it."""
-    return f"{repository.name}@{repository.commit}"
 
 
 def already(origin: str, *folders: Path) -> Path | None:
@@ -121,7 +114,7 @@ def _fetch_repository(repository: "Repository", target: Path) -> None:
         with progress_bar(f"fetching {repository.name}") as progress:
             hub.download(repository, folder, progress)
         known = {f.local: f.sha256 for f in repository.files if f.sha256}
-        about = {"source": origin_of(repository), "licence": repository.licence}
+        about = {"source": repository.origin, "licence": repository.licence}
         manifest.write(folder, about, known)
 
 
