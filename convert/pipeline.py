@@ -194,6 +194,10 @@ class _Run:
             number = self.under_way.pop(future)
             if future.result():
                 self._count(number)
+            self._heed_interrupt()
+        self._heed_interrupt()
+
+    def _heed_interrupt(self) -> None:
         if self.interrupted():
             raise KeyboardInterrupt
 
