@@ -8,7 +8,7 @@ import pytest
 
 from mlx_mixtral import generate, stream
 from mlx_mixtral.errors import ContextError, UsageError
-from mlx_mixtral.generation import loop
+from mlx_mixtral.generation import prefill
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler, Sampling
 from mlx_mixtral.generation.text import answer
@@ -50,7 +50,7 @@ def test_chunked_prefill_changes_nothing(demo: LanguageModel, monkeypatch: pytes
     ids = question(demo, "Repeat this: " + "The cat sat on the mat. " * 12)
     whole = list(stream(demo, ids, max_tokens=12))
     for chunk in (1, 7, len(ids) - 1, len(ids)):
-        monkeypatch.setattr(loop, "prefill_chunk", lambda chunk=chunk: chunk)
+        monkeypatch.setattr(prefill, "prefill_chunk", lambda chunk=chunk: chunk)
         pieces = list(stream(demo, ids, max_tokens=12))
         assert [p.token for p in pieces] == [p.token for p in whole]
         np.testing.assert_allclose(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_mixtral.generation.prefill import prefill
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler
 from mlx_mixtral.generation.speculative import Speculator
@@ -18,15 +19,6 @@ class Step(NamedTuple):
 
     token: int
     logprob: float
-
-
-def prefill_chunk() -> int:
-    """Tokens of a prompt computed at once.
-
-    On a GPU long chunks keep it busy, but short enough for the display's watchdog; the CPU
-    backend writes all attention scores of a chunk to memory (heads x chunk x context).
-    """
-    return 512 if mx.default_device() == mx.Device(mx.cpu) else 2048
 
 
 def generate_tokens(
@@ -51,7 +43,7 @@ def generate_tokens(
     sequence = list(prompt)
     decoding = _Decoding(model, cache, sampler, speculator, max_tokens)
     try:
-        logits = _prefill(model, cache, sequence, interrupted)
+        logits = prefill(model, cache, sequence, interrupted)
         for step in decoding.steps(logits) if logits is not None else ():
             sequence.append(step.token)
             yield step
@@ -157,20 +149,3 @@ class _Decoding:
             self._speculator.judge(len(done.draft), len(done.draft) - wrong)
             self._speculator.extend([step.token for step in steps])
         return steps
-
-
-def _prefill(
-    model: Transformer, cache: PromptCache, prompt: list[int], interrupted: Callable[[], bool]
-) -> mx.array | None:
-    """Logits [1, V] after the prompt, or None when interrupted."""
-    chunk, start = prefill_chunk(), len(cache.tokens)
-    while not interrupted():
-        ids = mx.array([prompt[start : start + chunk]])
-        hidden = model.hidden(ids, cache.layers)[:, -1]
-        # One chunk at a time: its activations are freed before the next one's are made.
-        mx.eval(hidden)
-        mx.clear_cache()
-        start += chunk
-        if start >= len(prompt):
-            return model.head(hidden)
-    return None

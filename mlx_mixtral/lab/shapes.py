@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.generation.loop import prefill_chunk
+from mlx_mixtral.generation.prefill import prefill_chunk
 from mlx_mixtral.lab.roofline import free_memory, total_memory
 from mlx_mixtral.loading import Progress, activation_dtype, empty_model, ready, weight_dtype
 from mlx_mixtral.model.transformer import Transformer

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_mixtral.config import ModelConfig
+from mlx_mixtral.model.attend import attend
 
 Mask = mx.array | str | None
 
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         v = self._split(self.v_proj(x), self.kv_heads)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
+        y = attend(q, k, v, self.scale, mask)
         return self.o_proj(y.swapaxes(1, 2).flatten(2))
 
     def _split(self, x: mx.array, heads: int) -> mx.array:
