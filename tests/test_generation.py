@@ -9,6 +9,7 @@ import pytest
 from mlx_mixtral import generate, stream
 from mlx_mixtral.errors import ContextError, UsageError
 from mlx_mixtral.generation import prefill
+from mlx_mixtral.generation.loop import generate_tokens
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler, Sampling
 from mlx_mixtral.generation.text import answer
@@ -99,7 +100,7 @@ def test_an_exception_inside_a_step_leaves_an_empty_cache(demo: LanguageModel):
         return sampler(logits)
 
     with pytest.raises(KeyboardInterrupt):
-        list(loop.generate_tokens(demo.model, cache, ids, broken, 10))  # type: ignore[arg-type]
+        list(generate_tokens(demo.model, cache, ids, broken, 10))  # type: ignore[arg-type]
     assert cache.tokens == []
     assert [c.offset for c in cache.layers] == [0] * demo.config.num_hidden_layers
 

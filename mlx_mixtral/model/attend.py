@@ -8,5 +8,5 @@ import mlx.core as mx
 def attend(
     q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
 ) -> mx.array:
-    """q [B, H, L, hd], keys and values [B, K, S, hd] -> [B, H, L, hd]; H / K queries share a key."""
+    """q [B, H, L, hd], keys and values [B, K, S, hd] -> [B, H, L, hd], H / K heads a key."""
     return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
