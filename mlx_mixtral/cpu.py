@@ -1,21 +1,21 @@
 """MLX's CPU backend on all cores; nothing of this is used where there is a GPU.
 
 The backend does one operation at a time, and a product with packed weights is one thread's
-work, whatever the number of cores. Here the two experts of a token, and the two halves of every
-matrix, go to two streams, each with a thread of its own. A long prompt goes another way where
-OpenBLAS is at hand (see ``mlx_mixtral.blas``): each expert is unpacked once and multiplied with
-all of its tokens.
-
-Measured on 2 cores with 790 M parameters at 4 bits, tokens a second without and with it:
-answers 4.8 and 8.9, prompts 4.9 and 9.7, prompts of 512 tokens through OpenBLAS more than 100.
+work, whatever the number of cores, and takes as long for every further row as for the first.
+Here the two experts of a token, and the two halves of every matrix, go to two streams, each with
+a thread of its own. Many rows go another way where OpenBLAS is at hand (see
+``mlx_mixtral.blas``): each matrix is unpacked once and multiplied with all of them. And a model so
+small that it does not matter is unpacked whole when it is loaded.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
 from mlx_mixtral.blas import use_system_blas
 from mlx_mixtral.experts.resident import (
@@ -25,11 +25,18 @@ from mlx_mixtral.experts.resident import (
 )
 from mlx_mixtral.model.moe import swiglu
 
-UNPACK_FROM = 32
-"""Rows that multiply a matrix from which unpacking it for BLAS pays."""
+UNPACKED_AT_MOST = 1 << 28
+"""Bytes of the matrices of a model small enough to be unpacked when it is loaded."""
+UNPACK_FROM = 8
+"""Rows of a matrix from which unpacking it for BLAS pays ..."""
+UNPACK_ODD_FROM = 48
+"""... and where its bits are no power of two, which MLX unpacks ten times as slowly."""
 WIDE = 1 << 17
-"""Weights of a matrix from which two streams pay, given that handing over costs time too."""
+"""Weights of a packed matrix from which two streams pay: handing over takes time too ..."""
+WIDE_PLAIN = 1 << 20
+"""... and of a plain one."""
 
+Linear = nn.Linear | nn.QuantizedLinear
 Stacked = StackedLinear | QuantizedStackedLinear
 
 
@@ -39,60 +46,84 @@ def second_stream() -> mx.ThreadLocalStream:
     return mx.new_thread_local_stream(mx.cpu)
 
 
-def spread(module: nn.Module) -> None:
-    """Put every linear map below ``module`` into two streams."""
-    for name, child in module.children().items():
-        if isinstance(child, nn.Linear | nn.QuantizedLinear) and _size(child) >= WIDE:
-            module[name] = Halved(child)
-        for inner in child if isinstance(child, list) else [child]:
-            if isinstance(inner, nn.Module):
-                spread(inner)
+def fit_to_cpu(model: nn.Module) -> None:
+    """Unpack a small model; of a large one, put every linear map into two streams."""
+    packed = [module for _, module in model.named_modules() if "scales" in module]
+    small = 4 * sum(math.prod(_shape(matrix)) for matrix in packed) <= UNPACKED_AT_MOST
+    fit = _plain if small else _halved
+    model.update_modules(tree_map(fit, model.leaf_modules(), is_leaf=nn.Module.is_module))
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The same map with its weights unpacked."""
+    if "scales" not in module:
+        return module
+    rows, width = _shape(module)[-2:]
+    if isinstance(module, QuantizedStackedLinear):
+        plain: nn.Module = StackedLinear(module.weight.shape[0], width, rows)
+    elif isinstance(module, nn.QuantizedEmbedding):
+        plain = nn.Embedding(rows, width)
+    else:
+        plain = nn.Linear(width, rows, bias=False)
+    plain.weight = _unpacked(module)
+    mx.eval(plain.weight)
+    return plain
+
+
+def _halved(module: nn.Module) -> nn.Module:
+    alone = isinstance(module, nn.Linear) and use_system_blas()  # OpenBLAS uses all cores
+    if isinstance(module, Linear) and two_streams_pay(module) and not alone:
+        return Halved(module)
+    return module
 
 
 class Halved(nn.Module):
     """A linear map of which each of two streams multiplies one half of the rows."""
 
-    def __init__(self, linear: nn.Linear | nn.QuantizedLinear) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
         self.linear = linear
 
     def __call__(self, x: mx.array) -> mx.array:
         """[..., in] -> [..., out]"""
-        rows = self.linear.weight.shape[0]
-        if use_system_blas() and x.size // x.shape[-1] >= UNPACK_FROM:
-            return x @ _unpacked(self.linear, slice(0, rows)).T
+        if unpacking_pays(self.linear, x.size // x.shape[-1]):
+            return _by_blas(x, self.linear)
+        half = self.linear.weight.shape[0] // 2
         with mx.stream(second_stream()):
-            second = self._multiply(x, rows // 2, rows)
-        return mx.concatenate([self._multiply(x, 0, rows // 2), second], axis=-1)
+            second = self._multiply(x, slice(half, None))
+        return mx.concatenate([self._multiply(x, slice(half)), second], axis=-1)
 
-    def _multiply(self, x: mx.array, begin: int, end: int) -> mx.array:
+    def _multiply(self, x: mx.array, rows: slice) -> mx.array:
         packed = self.linear
         if isinstance(packed, nn.Linear):
-            return x @ packed.weight[begin:end].T
-        weight, scales, biases = _packed(packed, slice(begin, end))
+            return x @ packed.weight[rows].T
+        weight, scales, biases = _packed(packed, rows)
         return mx.quantized_matmul(
             x, weight, scales, biases, True, packed.group_size, packed.bits, packed.mode
         )
 
 
 class SpreadExperts(ResidentExperts):
-    """Resident experts on two streams."""
+    """Resident experts on two streams, or through BLAS."""
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """x [T, D], indices [T, K] -> [T, K, D]"""
-        if indices.shape[1] == 1 or _size(self.gate_proj) < WIDE:
-            return super().__call__(x, indices)
-        if indices.size < self._sort_from:
-            return self._by_choice(x[:, None, None], indices)
         tokens, k = indices.shape
+        if unpacking_pays(self.down_proj, indices.size // self.down_proj.weight.shape[0]):
+            answers = self._by_expert
+        elif k == 1 or not two_streams_pay(self.down_proj):
+            return super().__call__(x, indices)
+        elif indices.size < self._sort_from:
+            return self._by_choice(x, indices)
+        else:
+            answers = self._by_half
         order = mx.argsort(indices.flatten())
-        rows, experts = x[order // k], indices.flatten()[order]
-        many = indices.size >= UNPACK_FROM * self.gate_proj.weight.shape[0]
-        answers = self._by_expert if use_system_blas() and many else self._by_half
-        return mx.unflatten(answers(rows, experts)[mx.argsort(order)], 0, (tokens, k))
+        answered = answers(x[order // k], indices.flatten()[order])
+        return mx.unflatten(answered[mx.argsort(order)], 0, (tokens, k))
 
     def _by_choice(self, x: mx.array, indices: mx.array) -> mx.array:
         """The first expert of each token in one stream, the others in the second."""
+        x = x.reshape(-1, 1, 1, x.shape[-1])
         with mx.stream(second_stream()):
             others = self._answer(x, indices[:, 1:], False)
         first = self._answer(x, indices[:, :1], False)
@@ -101,42 +132,62 @@ class SpreadExperts(ResidentExperts):
     def _by_half(self, rows: mx.array, experts: mx.array) -> mx.array:
         """Rows [N, D], sorted by the expert of each: a half of them in each stream."""
         half = rows.shape[0] // 2
-        rows = rows[:, None]
+        rows = rows.reshape(-1, 1, rows.shape[-1])
         with mx.stream(second_stream()):
             second = self._answer(rows[half:], experts[half:], True)
         first = self._answer(rows[:half], experts[:half], True)
         return mx.concatenate([first, second]).squeeze(-2)
 
     def _by_expert(self, rows: mx.array, experts: mx.array) -> mx.array:
-        """Rows [N, D], sorted by the expert of each: an expert after the other, unpacked."""
+        """Rows [N, D], sorted by the expert of each: an expert after the other."""
         numbers: list[int] = experts.tolist()  # type: ignore[assignment]
         answers = []
         for expert in sorted(set(numbers)):
             begin = numbers.index(expert)
             mine = rows[begin : begin + numbers.count(expert)]
-            gate = mine @ _unpacked(self.gate_proj, expert).T
-            up = mine @ _unpacked(self.up_proj, expert).T
-            answers.append(swiglu(gate, up) @ _unpacked(self.down_proj, expert).T)
+            gate_up = _by_blas(mine, self.gate_up_proj, expert)
+            answers.append(_by_blas(swiglu(gate_up), self.down_proj, expert))
             mx.eval(answers[-1])  # one unpacked expert in memory at a time
         return mx.concatenate(answers)
 
 
-def _size(linear: nn.Linear | nn.QuantizedLinear | Stacked) -> int:
-    """Weights of a matrix; of one expert's, in a stack."""
-    rows, width = linear.weight.shape[-2:]
-    return rows * width * 32 // linear.bits if "scales" in linear else rows * width
+def unpacking_pays(matrix: nn.Module, rows: int) -> bool:
+    """Whether ``rows`` rows are multiplied sooner by BLAS, each matrix unpacked first."""
+    odd = "scales" in matrix and matrix.bits not in (2, 4, 8)
+    return use_system_blas() and rows >= (UNPACK_ODD_FROM if odd else UNPACK_FROM)
 
 
-def _unpacked(packed: nn.Linear | nn.QuantizedLinear | Stacked, part: slice | int) -> mx.array:
-    """Rows, or one expert, of a weight, in the activations' type."""
-    if isinstance(packed, nn.Linear | StackedLinear):
-        return packed.weight[part]
-    weight, scales, biases = _packed(packed, part)
-    return mx.dequantize(weight, scales, biases, packed.group_size, packed.bits, packed.mode)
+def two_streams_pay(matrix: nn.Module) -> bool:
+    """Whether a matrix (of one expert) is worth handing a part of the work over."""
+    rows, width = _shape(matrix)[-2:]
+    return rows * width >= (WIDE if "scales" in matrix else WIDE_PLAIN)
 
 
-def _packed(
-    packed: nn.QuantizedLinear | QuantizedStackedLinear, part: slice | int
-) -> tuple[mx.array, mx.array, mx.array | None]:
-    biases = packed.get("biases")
-    return packed.weight[part], packed.scales[part], None if biases is None else biases[part]
+def _by_blas(x: mx.array, matrix: Linear | Stacked, *expert: int) -> mx.array:
+    """[..., in] -> [..., out]; each stream unpacks one half of the matrix."""
+    if "scales" not in matrix:
+        return x @ (matrix.weight[expert] if expert else matrix.weight).T
+    half = _shape(matrix)[-2] // 2
+    with mx.stream(second_stream()):
+        second = _unpacked(matrix, *expert, slice(half, None))
+    first = _unpacked(matrix, *expert, slice(half))
+    return mx.concatenate([x @ first.T, x @ second.T], axis=-1)
+
+
+def _unpacked(matrix: nn.Module, *part: int | slice) -> mx.array:
+    weight, scales, biases = _packed(matrix, *part)
+    # In the type of its scales; those of mxfp4 and its like have none to compute in.
+    dtype = scales.dtype if mx.issubdtype(scales.dtype, mx.floating) else mx.float32
+    spec = (matrix.group_size, matrix.bits, matrix.mode)
+    return mx.dequantize(weight, scales, biases, *spec, dtype=dtype)
+
+
+def _packed(matrix: nn.Module, *part: int | slice) -> tuple[mx.array, mx.array, mx.array | None]:
+    biases = matrix.get("biases")
+    return matrix.weight[part], matrix.scales[part], None if biases is None else biases[part]
+
+
+def _shape(matrix: nn.Module) -> tuple[int, ...]:
+    """The unpacked matrix's."""
+    *rows, width = matrix.weight.shape
+    return (*rows, width * 32 // matrix.bits if "scales" in matrix else width)

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_mixtral.catalog import resolve
-from mlx_mixtral.config import ModelConfig, read_config
-from mlx_mixtral.cpu import SpreadExperts, spread
+from mlx_mixtral.config import ModelConfig, QuantSpec, read_config
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.experts.resident import ResidentExperts
 from mlx_mixtral.jsonfile import read_json_if_there
 from mlx_mixtral.model.transformer import Transformer
+from mlx_mixtral.network import activation_dtype, empty_network, places, ready, weight_dtype
 from mlx_mixtral.template import Template, template_for
 from mlx_mixtral.tokenizer import Tokenizer
 from mlx_mixtral.weights import Tensor, open_weights
@@ -81,57 +79,34 @@ def load_model(
     """
     tensors = open_weights(folder, config)
     dtype = dtype or activation_dtype(tensors["model.norm.weight"].dtype)
-    model = empty_model(config)
-    _quantize(model, config, tensors)
+    model = empty_network(config, _specs(config, tensors))
     total, done = sum(t.nbytes for t in tensors.values()), 0
-    for tensor in tensors.values():
-        value = tensor.read()
+    # One array at a time, since its parts are in memory beside it while it is put together;
+    # the largest first, while there is the most room.
+    rows = {name: [tensors[part] for part in parts] for name, parts in places(model).items()}
+    for name, parts in sorted(rows.items(), key=lambda item: -sum(t.nbytes for t in item[1])):
+        value = _read(parts)
         if mx.issubdtype(value.dtype, mx.floating):
-            value = value.astype(weight_dtype(tensor.name, dtype))
-        # One at a time: a stack and its parts are in memory together while it is evaluated.
+            value = value.astype(weight_dtype(name, dtype))
         mx.eval(value)
-        model.load_weights([(tensor.name, value)], strict=False)
-        done += tensor.nbytes
+        model.load_weights([(name, value)], strict=False)
+        done += sum(tensor.nbytes for tensor in parts)
         if progress:
             progress(done, total)
     mx.clear_cache()
     return ready(model)
 
 
-def empty_model(config: ModelConfig) -> Transformer:
-    """A network for weights to be loaded into, as this device computes it best."""
-    experts = SpreadExperts if _on_cpu() else ResidentExperts
-    return Transformer(config, (lambda _: experts(config)) if config.is_moe else None)
+def _specs(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, QuantSpec | None]:
+    """How the matrices are packed that came packed."""
+    packed = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
+    return {path: config.quantization.of(path) for path in packed} if config.quantization else {}
 
 
-def ready(model: Transformer) -> Transformer:
-    """The network, once its weights are loaded."""
-    if _on_cpu():
-        spread(model)
-    model.freeze()
-    return model
-
-
-def activation_dtype(stored: mx.Dtype) -> mx.Dtype:
-    """What to compute in, given the checkpoint's 16-bit type.
-
-    A GPU computes in bfloat16, which Mixtral was trained in; a float16 checkpoint stays
-    float16, because its quantization scales would lose three bits. MLX's CPU backend sums
-    16-bit products in 16 bits (5-7 % wrong), multiplies experts in float32 only, and is
-    ten times slower with 16-bit scales: there everything is float32.
-    """
-    if _on_cpu():
-        return mx.float32
-    return mx.float16 if stored == mx.float16 else mx.bfloat16
-
-
-def _on_cpu() -> bool:
-    return mx.default_device() == mx.Device(mx.cpu)
-
-
-def weight_dtype(name: str, dtype: mx.Dtype) -> mx.Dtype:
-    """The router is kept in float32, in which it computes; the rest in the activations' type."""
-    return mx.float32 if ".block_sparse_moe.gate." in name else dtype
+def _read(parts: list[Tensor]) -> mx.array:
+    """The rows of all parts, one below the other."""
+    arrays = [part.read() for part in parts]
+    return mx.concatenate(arrays, axis=-2) if len(arrays) > 1 else arrays[0]
 
 
 def _chat_temperature(folder: Path) -> float:
@@ -141,15 +116,3 @@ def _chat_temperature(folder: Path) -> float:
         return 0.0
     value = settings.get("temperature", 0.7)
     return float(value) if isinstance(value, int | float) else 0.7
-
-
-def _quantize(model: Transformer, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Swap in the packed form of every module whose weights came packed."""
-
-    def spec(path: str, module: nn.Module) -> bool | dict[str, int | str]:
-        if f"{path}.scales" not in tensors or config.quantization is None:
-            return False
-        found = config.quantization.of(path)
-        return bool(found) and found.to_dict()  # type: ignore[union-attr]
-
-    nn.quantize(model, class_predicate=spec)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, settings
 
+from mlx_mixtral import cpu
 from mlx_mixtral.loading import LanguageModel, load
 
 # A shell starts background jobs deaf to Ctrl-C, and those hand it on to what tests start.
@@ -63,4 +64,12 @@ def no_installed_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXTRAL_MLX_HOME", str(home))
+        yield
+
+
+@pytest.fixture(scope="module")
+def kept_packed() -> Iterator[None]:
+    """Models of a test's size stay packed without a GPU too, as large ones do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "UNPACKED_AT_MOST", -1)
         yield

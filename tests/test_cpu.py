@@ -13,9 +13,10 @@ from checkpoints import quantization, random_ids, tiny_config, write_hf, write_m
 
 from mlx_mixtral import cpu
 from mlx_mixtral.config import read_config
-from mlx_mixtral.cpu import Halved, SpreadExperts, spread
+from mlx_mixtral.cpu import Halved, SpreadExperts, fit_to_cpu
 from mlx_mixtral.experts.resident import ResidentExperts
 from mlx_mixtral.loading import load_model
+from mlx_mixtral.network import arrays
 
 CONFIG = tiny_config(hidden_size=128, intermediate_size=192, num_local_experts=4)
 SPECS = {"16 bit": None, "4 bit": (64, 4, "affine"), "3 bit": (32, 3, "affine"),
@@ -25,6 +26,8 @@ SPECS = {"16 bit": None, "4 bit": (64, 4, "affine"), "3 bit": (32, 3, "affine"),
 @pytest.fixture(autouse=True)
 def everything_is_wide(monkeypatch):
     monkeypatch.setattr(cpu, "WIDE", 0)
+    monkeypatch.setattr(cpu, "WIDE_PLAIN", 0)
+    monkeypatch.setattr(cpu, "UNPACKED_AT_MOST", -1)
 
 
 @pytest.fixture(params=[False, True], ids=["without BLAS", "with BLAS"])
@@ -38,7 +41,7 @@ def experts(request):
     """The same weights in both: (on one stream, on two)."""
     mx.random.seed(1)
     one, two = ResidentExperts(CONFIG), SpreadExperts(CONFIG)
-    for name in ("gate_proj", "up_proj", "down_proj"):
+    for name in ("gate_up_proj", "down_proj"):
         weight = mx.random.normal(one[name].weight.shape) * weight_scale(one[name])
         for both in (one, two):
             if spec := SPECS[request.param]:
@@ -78,8 +81,9 @@ def test_halves_make_the_whole(blas, rows, out, packed):
     assert mx.allclose(Halved(linear)(x), linear(x), rtol=1e-5, atol=1e-5).item()
 
 
-def test_only_wide_matrices_are_put_in_halves(monkeypatch):
+def test_only_wide_matrices_are_put_in_halves(monkeypatch, blas):
     monkeypatch.setattr(cpu, "WIDE", 64 * 64)
+    monkeypatch.setattr(cpu, "WIDE_PLAIN", 64 * 64)
 
     class Layer(nn.Module):
         def __init__(self):
@@ -94,9 +98,32 @@ def test_only_wide_matrices_are_put_in_halves(monkeypatch):
             self.norm = nn.RMSNorm(64)
 
     model = Model()
-    spread(model)
+    fit_to_cpu(model)
     (layer,) = model.layers
-    assert [type(m) for m in (layer.wide, layer.narrow, model.head)] == [Halved, nn.Linear, Halved]
+    plain = nn.Linear if blas else Halved  # OpenBLAS itself uses all cores
+    assert [type(m) for m in (layer.wide, layer.narrow, model.head)] == [plain, nn.Linear, Halved]
+
+
+@pytest.mark.parametrize("kind", ["4 bit", "6 bit, tied", "mxfp4", "dense"])
+def test_a_small_model_is_unpacked_and_answers_the_same(tmp_path, monkeypatch, kind):
+    config = {
+        "4 bit": tiny_config(quantization=quantization(4, 32)),
+        "6 bit, tied": tiny_config(quantization=quantization(6, 32), tie_word_embeddings=True),
+        "mxfp4": tiny_config(quantization=quantization(4, 32, "mxfp4")),
+        "dense": tiny_config(quantization=quantization(4, 32), num_local_experts=0),
+    }[kind]
+    write_mlx(tmp_path, config)
+    ids = random_ids(config, length=50)
+    packed = load_model(tmp_path, config)
+    monkeypatch.setattr(cpu, "UNPACKED_AT_MOST", 1 << 28)
+    plain = load_model(tmp_path, config)
+    assert any("scales" in name for name in arrays(packed))
+    assert not any("scales" in name for name in arrays(plain))
+    assert mx.allclose(plain(ids), packed(ids), rtol=1e-4, atol=1e-4).item()
+    size = sum(array.nbytes for name, array in arrays(plain).items() if "norm" not in name)
+    for most, kept in ((size, False), (size - 100_000, True)):
+        monkeypatch.setattr(cpu, "UNPACKED_AT_MOST", most)
+        assert any("scales" in name for name in arrays(load_model(tmp_path, config))) == kept
 
 
 @pytest.mark.parametrize("kind", ["16 bit", "4 bit", "dense"])
@@ -108,9 +135,9 @@ def test_a_loaded_model_uses_it_and_gives_the_same(tmp_path, monkeypatch, blas, 
         write_hf(tmp_path, config)
     ids = random_ids(config, length=90)
     spread_out = load_model(tmp_path, read_config(tmp_path))
-    assert isinstance(spread_out.lm_head, Halved)
+    assert isinstance(spread_out.lm_head, nn.Linear if blas and kind != "4 bit" else Halved)
     found = spread_out(ids)
-    monkeypatch.setattr("mlx_mixtral.loading._on_cpu", lambda: False)
+    monkeypatch.setattr("mlx_mixtral.network.on_cpu", lambda: False)
     wanted = load_model(tmp_path, read_config(tmp_path), mx.float32)(ids)
     assert mx.allclose(found, wanted, rtol=1e-4, atol=1e-4).item()
 

@@ -85,7 +85,7 @@ def test_the_type_follows_the_device(device, stored, computed, monkeypatch):
     assert activation_dtype(getattr(mx, stored)) == getattr(mx, computed)
 
 
-def test_codes_of_mxfp4_scales_stay_bytes(tmp_path):
+def test_codes_of_mxfp4_scales_stay_bytes(tmp_path, kept_packed):
     config = tiny_config(quantization=quantization(4, 32, "mxfp4"))
     model = load_model(write_mlx(tmp_path, config), config, mx.bfloat16)
     assert types(model)["lm_head.scales"] == mx.uint8

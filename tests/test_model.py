@@ -22,7 +22,10 @@ from mlx.utils import tree_flatten
 from mlx_mixtral.config import read_config
 from mlx_mixtral.generation.prompt_cache import make_caches
 from mlx_mixtral.loading import load_model
+from mlx_mixtral.network import places
 from mlx_mixtral.shards import read_header
+
+pytestmark = pytest.mark.usefixtures("kept_packed")
 
 GOLDEN = sorted(p.parent for p in (Path(__file__).parent / "golden").glob("*/golden.npz"))
 DENSE_WINDOW = {"num_local_experts": 0, "sliding_window": 5, "num_hidden_layers": 3}
@@ -234,10 +237,8 @@ def test_an_era_b_folder_holds_the_same_model_as_era_c(changes, tmp_path):
 
 def test_parameters_have_mlx_lms_names(tmp_path):
     folder = write_mlx(tmp_path, tiny_config(quantization=quantization(4)))
-    names = [
-        {name for name, _ in tree_flatten(m.parameters())} for m in (ours(folder), theirs(folder))
-    ]
-    assert names[0] == names[1]
+    mine = [part for parts in places(ours(folder)).values() for part in parts]
+    assert sorted(mine) == sorted(name for name, _ in tree_flatten(theirs(folder).parameters()))
 
 
 # --- the model against itself
@@ -286,6 +287,28 @@ def test_each_of_a_batch_as_alone(model):
 def test_what_comes_later_changes_nothing_before(model, length):
     ids = random_ids(model.config, length=24)
     assert relative_difference(model(ids[:, :length]), model(ids)[:, :length]) < 1e-5
+
+
+@pytest.mark.parametrize("last", [1, 3])
+@pytest.mark.parametrize("before", [0, 4, 11])
+def test_the_last_tokens_alone_are_as_among_all(model, before, last):
+    ids = random_ids(model.config, length=before + 7, batch=2)
+    whole, part = make_caches(model.config), make_caches(model.config)
+    for caches in (whole, part):
+        if before:
+            model(ids[:, :before], caches)
+    want = model.hidden(ids[:, before:], whole)[:, -last:]
+    got = model.hidden(ids[:, before:], part, last=last)
+    assert got.shape == want.shape
+    assert relative_difference(got, want) < 1e-5
+    # and what follows finds the same keys and values
+    assert relative_difference(model(ids[:, :1], part), model(ids[:, :1], whole)) < 1e-5
+
+
+def test_the_last_tokens_alone_without_a_cache(model):
+    ids = random_ids(model.config, length=12)
+    got = model.hidden(ids, last=2)
+    assert relative_difference(got, model.hidden(ids)[:, -2:]) < 1e-5
 
 
 def test_beyond_the_ring_of_a_cache(tmp_path):

@@ -26,7 +26,7 @@ def prefill(
     chunk, start = prefill_chunk(), len(cache.tokens)
     while not interrupted():
         ids = mx.array([prompt[start : start + chunk]])
-        hidden = model.hidden(ids, cache.layers)[:, -1]
+        hidden = model.hidden(ids, cache.layers, last=1)[:, -1]
         # One chunk at a time: its activations are freed before the next one's are made.
         mx.eval(hidden)
         mx.clear_cache()

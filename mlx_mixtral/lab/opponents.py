@@ -11,8 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_mixtral.config import ModelConfig
-from mlx_mixtral.lab.roofline import arrays
 from mlx_mixtral.model.transformer import Transformer
+from mlx_mixtral.network import arrays, places
+from mlx_mixtral.weights import expected_shapes
 
 # Yields once a token of the answer, as it is there.
 Tokens = Callable[[list[int], int], Any]
@@ -72,7 +73,7 @@ def _given(config: ModelConfig, ours: Transformer, dtype: mx.Dtype) -> nn.Module
     """mlx-lm's model of this shape with our weights, its floating ones in ``dtype``."""
     from mlx_lm.models import llama, mixtral
 
-    mine = arrays(ours)
+    mine = _canonical(ours, config)
     family: Any = mixtral if config.is_moe else llama
     model: nn.Module = family.Model(family.ModelArgs.from_dict(_hf_config(config)))
 
@@ -87,6 +88,18 @@ def _given(config: ModelConfig, ours: Transformer, dtype: mx.Dtype) -> nn.Module
         [(n, a if a.dtype == mx.uint32 else a.astype(dtype)) for n, a in mine.items()]
     )
     return model
+
+
+def _canonical(ours: Transformer, config: ModelConfig) -> dict[str, mx.array]:
+    """Our arrays under mlx-lm's names; what lies joined is cut up, which takes copies."""
+    shapes, found = expected_shapes(config), {}
+    for name, parts in places(ours).items():
+        array, begin = arrays(ours)[name], 0
+        for part in parts:
+            rows = shapes[part.rpartition(".")[0]][-2] if parts[1:] else array.shape[-2]
+            found[part] = mx.contiguous(array[..., begin : begin + rows, :])
+            begin += rows
+    return found
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:

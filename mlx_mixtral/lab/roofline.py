@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.generation.borrowed import KVCache, RotatingKVCache
 from mlx_mixtral.model.transformer import Transformer
+from mlx_mixtral.network import arrays
 
 STACKED_EXPERTS = ".switch_mlp."
 EMBEDDING = "model.embed_tokens."
@@ -68,13 +67,6 @@ def traffic(model: Transformer, config: ModelConfig, kv_per_token: float, contex
             shared += array.nbytes
     seen = min(context, config.sliding_window or context)
     return Traffic(shared, experts, embedding, round(kv_per_token * seen), context)
-
-
-def arrays(module: Any) -> dict[str, mx.array]:
-    """All arrays of an MLX module by their canonical names."""
-    # On the CPU backend a linear map is wrapped in one that halves it; its arrays are the same.
-    found: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
-    return {name.replace(".linear.", "."): array for name, array in found.items()}
 
 
 def kv_bytes_per_token(layers: Iterable[KVCache | RotatingKVCache]) -> float:

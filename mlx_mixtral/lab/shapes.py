@@ -7,18 +7,18 @@ machine's speed with Mixtral before 26 GB have been fetched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator
 from dataclasses import replace
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.generation.prefill import prefill_chunk
 from mlx_mixtral.lab.roofline import free_memory, total_memory
-from mlx_mixtral.loading import Progress, activation_dtype, empty_model, ready, weight_dtype
+from mlx_mixtral.loading import Progress
 from mlx_mixtral.model.transformer import Transformer
+from mlx_mixtral.network import activation_dtype, arrays, empty_network, ready, weight_dtype
 from mlx_mixtral.weights import expected_shapes, packed_shapes
 
 SHAPES = {
@@ -120,13 +120,13 @@ def random_model(config: ModelConfig, progress: Progress | None = None) -> Trans
     The steps are those of ``loading.load_model``, with chance in place of files.
     """
     dtype = activation_dtype(mx.bfloat16)
-    wanted = tensors(config, dtype)
-    model = empty_model(config)
-    nn.quantize(model, class_predicate=_predicate(config, wanted.keys()))
+    specs = {path: _spec(config, path, shape) for path, shape in expected_shapes(config).items()}
+    model = empty_network(config, specs)
     total, done = weight_bytes(config, dtype), 0
     keys = _keys()
-    for name, (shape, kind) in wanted.items():
-        value = _random(name, shape, kind, next(keys), config)
+    for name, empty in arrays(model).items():
+        kind = empty.dtype if empty.dtype == mx.uint32 else weight_dtype(name, dtype)
+        value = _random(name, empty.shape, kind, next(keys), config)
         mx.eval(value)
         model.load_weights([(name, value)], strict=False)
         done += value.nbytes
@@ -134,18 +134,6 @@ def random_model(config: ModelConfig, progress: Progress | None = None) -> Trans
             progress(done, total)
     mx.clear_cache()
     return ready(model)
-
-
-def _predicate(
-    config: ModelConfig, names: Set[str]
-) -> Callable[[str, nn.Module], bool | dict[str, int | str]]:
-    def spec(path: str, module: nn.Module) -> bool | dict[str, int | str]:
-        if f"{path}.scales" not in names or config.quantization is None:
-            return False
-        found = config.quantization.of(path)
-        return bool(found) and found.to_dict()  # type: ignore[union-attr]
-
-    return spec
 
 
 def _keys() -> Iterator[mx.array]:

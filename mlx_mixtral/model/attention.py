@@ -36,27 +36,35 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.rope_theta = config.rope_theta
         self.scale = self.head_dim**-0.5
-        self.q_proj = nn.Linear(d, self.heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(d, self.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(d, self.kv_heads * self.head_dim, bias=False)
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv_proj = nn.Linear(d, width, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, d, bias=False)
 
-    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
-        """[B, L, D] -> [B, L, D]; with a cache, x continues the tokens that it holds."""
-        offset = cache.offset if cache is not None else 0
-        q = self._rope(self._split(self.q_proj(x), self.heads), offset)
-        k = self._rope(self._split(self.k_proj(x), self.kv_heads), offset)
-        v = self._split(self.v_proj(x), self.kv_heads)
+    def __call__(
+        self, x: mx.array, mask: Mask, cache: Cache | None, last: int | None = None
+    ) -> mx.array:
+        """[B, L, D] -> [B, L, D]; with a cache, x continues the tokens that it holds.
+
+        Args:
+            last: attend from so many of the last tokens only: [B, last, D].
+        """
+        # [B, H + 2K, L, hd]: queries, keys and values; the first two are turned together.
+        qkv = mx.unflatten(self.qkv_proj(x), -1, (-1, self.head_dim)).swapaxes(1, 2)
+        turned = self._rope(qkv[:, : -self.kv_heads], cache.offset if cache is not None else 0)
+        q, k, v = turned[:, : self.heads], turned[:, self.heads :], qkv[:, -self.kv_heads :]
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
+        if last is not None:
+            q, mask = q[:, :, -last:], _below(mask, last)
         y = attend(q, k, v, self.scale, mask)
         return self.o_proj(y.swapaxes(1, 2).flatten(2))
-
-    def _split(self, x: mx.array, heads: int) -> mx.array:
-        """[B, L, heads * head_dim] -> [B, heads, L, head_dim]"""
-        return mx.unflatten(x, -1, (heads, self.head_dim)).swapaxes(1, 2)
 
     def _rope(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(
             x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
         )
+
+
+def _below(mask: Mask, rows: int) -> Mask:
+    """The last rows of a mask; "causal" counts from the end anyway."""
+    return mask[..., -rows:, :] if isinstance(mask, mx.array) else mask

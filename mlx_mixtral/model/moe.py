@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,10 +15,15 @@ from mlx_mixtral.config import ModelConfig
 Experts = Callable[[mx.array, mx.array], mx.array]
 
 
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """SiLU(gate) * up (Shazeer 2020, arXiv:2002.05202)."""
-    activated: mx.array = nn.silu(gate)
-    return activated * up
+@partial(mx.compile, shapeless=True)
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
+
+
+def swiglu(gate_up: mx.array) -> mx.array:
+    """SiLU(gate) * up (Shazeer 2020, arXiv:2002.05202), [..., 2F] -> [..., F]: gate comes first."""
+    product: mx.array = _swiglu(*mx.split(gate_up, 2, axis=-1))
+    return product
 
 
 def route(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -61,10 +67,9 @@ class DenseMLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d, f = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(d, f, bias=False)
-        self.up_proj = nn.Linear(d, f, bias=False)
+        self.gate_up_proj = nn.Linear(d, 2 * f, bias=False)
         self.down_proj = nn.Linear(f, d, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         """[B, L, D] -> [B, L, D]"""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(self.gate_up_proj(x)))

@@ -24,8 +24,12 @@ class Layer(nn.Module):
             self.mlp = DenseMLP(config)
         self._feed_forward = "block_sparse_moe" if experts else "mlp"
 
-    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), mask, cache)
+    def __call__(
+        self, x: mx.array, mask: Mask, cache: Cache | None, last: int | None = None
+    ) -> mx.array:
+        """[B, L, D] -> [B, L, D], or [B, last, D] for the last tokens only."""
+        attended = self.self_attn(self.input_layernorm(x), mask, cache, last)
+        x = (x if last is None else x[:, -last:]) + attended
         y: mx.array = self[self._feed_forward](self.post_attention_layernorm(x))
         return x + y
 
@@ -41,10 +45,14 @@ class Layers(nn.Module):
         ]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, ids: mx.array, mask: Mask, caches: Sequence[Cache | None]) -> mx.array:
+    def __call__(
+        self, ids: mx.array, mask: Mask, caches: Sequence[Cache | None], last: int | None = None
+    ) -> mx.array:
         x = self.embed_tokens(ids)
-        for layer, cache in zip(self.layers, caches, strict=True):
+        for layer, cache in zip(self.layers[:-1], caches[:-1], strict=True):
             x = layer(x, mask, cache)
+        # Of the tokens before the last ones, the last layer's keys and values are all that counts.
+        x = self.layers[-1](x, mask, caches[-1], last)
         normed: mx.array = self.norm(x)
         return normed
 
@@ -72,14 +80,21 @@ class Transformer(nn.Module):
         """
         return self.head(self.hidden(ids, caches))
 
-    def hidden(self, ids: mx.array, caches: Sequence[Cache] | None = None) -> mx.array:
-        """Token ids [B, L] -> normed hidden states [B, L, D] of the last layer."""
+    def hidden(
+        self, ids: mx.array, caches: Sequence[Cache] | None = None, last: int | None = None
+    ) -> mx.array:
+        """Token ids [B, L] -> normed hidden states [B, L, D] of the last layer.
+
+        Args:
+            last: for so many of the last tokens only [B, last, D], which saves the others'
+                share of the last layer.
+        """
         length = ids.shape[1]
         if caches:
             window = self.config.sliding_window
             mask = caches[0].make_mask(length, return_array=False, window_size=window)
-            return self.model(ids, mask, caches)
-        return self.model(ids, self._mask(length), [None] * len(self.model.layers))
+            return self.model(ids, mask, caches, last)
+        return self.model(ids, self._mask(length), [None] * len(self.model.layers), last)
 
     def head(self, hidden: mx.array) -> mx.array:
         """Hidden states [..., D] -> logits [..., vocabulary]."""
