@@ -111,7 +111,7 @@ def _fingerprint(plan: Plan, feed: Feed | None) -> str:
     described = {
         "feed": feed.identity if feed else "",
         "files": [[name, s.st_size, 0 if feed else s.st_mtime_ns] for name, s in stats],
-        "jobs": [[job.slots[0].name, job.index, job.kept] for job in plan.jobs],
+        "jobs": [[job.slots[0].name, job.index, job.kept, job.effort] for job in plan.jobs],
         "slots": [[s.name, s.dtype, s.shape] for group in plan.slots.values() for s in group],
         "shards": SHARD_BYTES,
     }

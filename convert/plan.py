@@ -1,17 +1,18 @@
 """What a conversion will write, laid out before anything is computed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import mlx.core as mx
 
-from convert.quantize import quantize, raw, slots
+from convert.quantize import Effort, quantize, raw, slots
 from convert.readers import Part, Source, Tensor
 from convert.recipe import as_it_is, check_shapes, spec_of
 from convert.writer import ShardWriter, Slot, combined
 from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec
+from mlx_mixtral.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Job:
     part: Part
     kept: bool
     spec: QuantSpec | None
+    effort: Effort
     dtype: mx.Dtype
     slots: tuple[Slot, ...]
     index: int
@@ -33,18 +35,37 @@ class Job:
         return [(s.name, n * self.index, n) for s, n in zip(self.slots, sizes, strict=True)]
 
     def run(self, writer: ShardWriter) -> int:
-        """Returns the checksum of what was written."""
-        if self.kept:
-            arrays = self.part.codes()
-            mx.eval(arrays)
-        else:
-            arrays = quantize(self.part.read(), self.dtype, self.spec)
+        """Returns the checksum of what was written.
+
+        Raises:
+            ModelError: the file ended, or its data cannot be right.
+        """
+        crc = self.put(self.arrays(), writer)
+        mx.clear_cache()  # MLX would keep the memory for arrays of this size to come
+        return crc
+
+    def arrays(self) -> tuple[mx.array, ...]:
+        """What becomes of the part, without calibration."""
+        if not self.kept:
+            return quantize(self.weight(), self.dtype, self.spec, self.effort)
+        codes = self.part.codes()
+        mx.eval(codes)
+        return codes
+
+    def weight(self) -> mx.array:
+        """The part, as it is to be quantized; checked, where that is little beside the work."""
+        weight = self.part.read()
+        if self.effort != "fast" and not mx.isfinite(weight).all():
+            name = self.slots[0].name
+            raise ModelError(f"{name} holds values that are not numbers; fetch the model again")
+        return weight
+
+    def put(self, arrays: Sequence[mx.array], writer: ShardWriter) -> int:
+        """Write what became of the part. Returns the checksum."""
         checksums = [
             writer.put(name, raw(array), at)
             for (name, at, _), array in zip(self.places, arrays, strict=True)
         ]
-        del arrays
-        mx.clear_cache()  # MLX would keep the memory for arrays of this size to come
         return combined(checksums)
 
 
@@ -58,6 +79,7 @@ class Plan:
     """What each source tensor becomes, by name, in order."""
     dtypes: Mapping[str, mx.Dtype]
     """What each tensor, or its scales, are stored in."""
+    effort: Effort = "fast"
 
     def spec(self, name: str) -> QuantSpec | None:
         """How tensor ``name`` is quantized."""
@@ -67,6 +89,12 @@ class Plan:
         """Whether tensor ``name`` keeps the codes it came with."""
         tensor = self.source.tensors[name]
         return tensor.spec is not None and tensor.exact and tensor.spec == self.spec(name)
+
+    def effort_for(self, name: str) -> Effort:
+        """The effort that tensor ``name`` takes: there is but one way to copy."""
+        spec = self.spec(name)
+        idle = spec is None or spec.mode != "affine" or self.kept(name)
+        return "fast" if idle else self.effort
 
     @property
     def source_bytes(self) -> int:
@@ -103,14 +131,15 @@ class Plan:
     def jobs(self) -> tuple["Job", ...]:
         """The work, part by part."""
         return tuple(
-            Job(part, self.kept(name), self.spec(name), self.dtypes[name], group, i, len(parts))
+            Job(part, self.kept(name), self.spec(name), self.effort_for(name), self.dtypes[name],
+                group, i, len(parts))
             for name, group in self.slots.items()
             for parts in [self.source.tensors[name].parts]
             for i, part in enumerate(parts)
-        )
+        )  # fmt: skip
 
 
-def plan(source: Source, recipe: Quantization | None) -> Plan:
+def plan(source: Source, recipe: Quantization | None, effort: Effort = "fast") -> Plan:
     """Lay out the conversion of ``source``; no weights are read.
 
     Raises:
@@ -119,7 +148,7 @@ def plan(source: Source, recipe: Quantization | None) -> Plan:
     shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
     check_shapes(recipe, shapes)
     half = _half(source.tensors)
-    unkept = Plan(source, replace(source.config, quantization=recipe), {}, {})
+    unkept = Plan(source, replace(source.config, quantization=recipe), {}, {}, effort)
     dtypes = {
         name: half if tensor.dtype == mx.float32 and not unkept.kept(name) else tensor.dtype
         for name, tensor in source.tensors.items()

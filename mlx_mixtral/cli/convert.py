@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,6 +28,7 @@ from mlx_mixtral.cli.sources import (
 if TYPE_CHECKING:
     from convert.pipeline import Feed
     from convert.plan import Plan
+    from convert.quantize import Effort
     from convert.readers import Source
     from convert.sources.address import Address
     from convert.sources.magnet import Settings
@@ -51,6 +52,14 @@ def convert(
         int | None,
         typer.Option(help="Weights that share a scale: 32, 64 or 128.", show_default="64"),
     ] = None,
+    effort: Annotated[
+        Literal["fast", "better", "best"],
+        typer.Option(
+            help="What to spend on quantizing. fast: scales from min and max, as mlx-lm has them; "
+            "better: the scales that lose least; best: by what a text makes of each layer, in "
+            "hours.",
+        ),
+    ] = "better",
     file: FileOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what would be done.")
@@ -78,7 +87,7 @@ def convert(
     from convert.target import check_target
 
     check_target(out)
-    recipe = _Recipe(bits, group_size)
+    recipe = _Recipe(bits, group_size, effort)
     settings = swarm_settings(listen, upload_limit, peer, no_discovery)
     address = parse(source)
     if dry_run:
@@ -108,6 +117,7 @@ class _Recipe:
 
     bits: int | None
     group_size: int | None
+    effort: "Effort"
 
     def __post_init__(self) -> None:
         from convert.recipe import uniform
@@ -117,7 +127,7 @@ class _Recipe:
     def plan(self, source: "Source") -> "Plan":
         from convert.plan import plan
 
-        return plan(source, self._for(source))
+        return plan(source, self._for(source), self.effort)
 
     def _for(self, source: "Source") -> "Quantization | None":
         from convert.plan import own_recipe
