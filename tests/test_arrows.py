@@ -29,7 +29,8 @@ ARROWS = {
     "generation": "model config errors",
     "chat": "loading generation model config errors",
     "server": "chat loading generation template config errors",
-    "lab": "loading network generation experts model weights config catalog errors",
+    "lab": "loading network cpu generation experts model weights template tokenizer config "
+    "jsonfile catalog errors",
 }
 # What takes long to import and `import mlx_mixtral` and `mixtral-mlx --help` do without.
 HEAVY = {"mlx_lm", "transformers", "torch", "huggingface_hub", "jinja2", "rich", "prompt_toolkit"}

@@ -12,6 +12,7 @@ from mlx_mixtral.cli.generate import generate
 from mlx_mixtral.cli.inspect import inspect
 from mlx_mixtral.cli.models import app as models
 from mlx_mixtral.cli.pull import pull
+from mlx_mixtral.cli.quality import quality
 from mlx_mixtral.cli.verify import verify
 
 app = typer.Typer(
@@ -41,4 +42,5 @@ app.command()(inspect)
 app.command()(convert)
 app.command()(verify)
 app.command()(bench)
+app.command()(quality)
 app.add_typer(models, name="models")
