@@ -27,7 +27,7 @@ from mlx_mixtral.model.moe import swiglu
 
 UNPACKED_AT_MOST = 1 << 28
 """Bytes of the matrices of a model small enough to be unpacked when it is loaded."""
-UNPACK_FROM = 8
+UNPACK_FROM = 4
 """Rows of a matrix from which unpacking it for BLAS pays ..."""
 UNPACK_ODD_FROM = 48
 """... and where its bits are no power of two, which MLX unpacks ten times as slowly."""

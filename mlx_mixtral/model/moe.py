@@ -39,6 +39,24 @@ def route(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     return indices, mx.softmax(mx.take_along_axis(logits, indices, axis=-1), axis=-1)
 
 
+@partial(mx.compile, shapeless=True)
+def _mix(answers: list[mx.array], weights: list[mx.array]) -> mx.array:
+    y = answers[0] * weights[0]
+    for answer, weight in zip(answers[1:], weights[1:], strict=True):
+        y = y + answer * weight
+    return y.astype(answers[0].dtype)
+
+
+def mix(answers: mx.array, weights: mx.array) -> mx.array:
+    """Answers [T, K, D], each times its weight [T, K], summed in float32 -> [T, D]."""
+    k = weights.shape[-1]
+    # A product and a sum over an axis would be two passes; these are one.
+    mixed: mx.array = _mix(
+        [answers[:, n] for n in range(k)], [weights[:, n : n + 1] for n in range(k)]
+    )
+    return mixed
+
+
 class SparseMoE(nn.Module):
     """Mixtral's sparse mixture of experts (Jiang et al. 2024, arXiv:2401.04088).
 
@@ -56,9 +74,7 @@ class SparseMoE(nn.Module):
         """[B, L, D] -> [B, L, D]"""
         tokens = x.flatten(0, -2)
         indices, weights = route(self.gate(tokens.astype(mx.float32)), self.k)
-        answers = self.switch_mlp(tokens, indices)
-        y = (answers * weights[..., None].astype(answers.dtype)).sum(axis=-2)
-        return y.reshape(x.shape)
+        return mix(self.switch_mlp(tokens, indices), weights).reshape(x.shape)
 
 
 class DenseMLP(nn.Module):
