@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -57,6 +59,21 @@ def test_chunked_prefill_changes_nothing(demo: LanguageModel, monkeypatch: pytes
         np.testing.assert_allclose(
             [p.logprob for p in pieces], [p.logprob for p in whole], atol=2e-4
         )
+
+
+def test_chunks_shrink_as_the_context_grows(demo: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    """On the CPU, so that a layer's scores stay below their limit, down to a least chunk."""
+    config = replace(demo.config, num_attention_heads=32)
+    for context in (0, 1_000, 8_000, 60_000):
+        chunk = prefill.chunk_after(config, context)
+        assert 4 * 32 * chunk * (context + chunk) <= prefill.MOST_SCORES
+        whole = prefill.MOST_SCORES // (4 * 32 * (context + 512))
+        assert chunk == min(512, whole)
+    assert prefill.chunk_after(config, 10**7) == prefill.LEAST_CHUNK
+    monkeypatch.setattr(prefill, "_on_cpu", lambda: False)
+    assert prefill.chunk_after(config, 60_000) == 2048
+    many = replace(config, num_experts_per_tok=64, num_local_experts=64)
+    assert prefill.chunk_after(many, 0) == 512
 
 
 def test_a_cache_gives_the_same_answer_as_a_fresh_prefill(demo: LanguageModel):
