@@ -11,7 +11,7 @@ from typing import Any
 from mlx_mixtral.catalog import DEMO, resolve
 from mlx_mixtral.config import read_config
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.lab.windows import Window, llama_chunks, sliding
+from mlx_mixtral.lab.windows import LLAMA_CHUNK, Window, llama_chunks, sliding
 from mlx_mixtral.template import Template, template_for
 from mlx_mixtral.tokenizer import Tokenizer
 
@@ -90,7 +90,7 @@ def _running(file: Path, ids: Sequence[int], bos: int, context: int, most: int) 
         file,
         f"windows of {length} tokens, <s> first, each {stride} further on; every token counts once",
         tuple(sliding(taken, bos, length, stride)),
-        tuple(llama_chunks(taken, bos)) if context >= 512 else (),
+        tuple(llama_chunks(taken, bos, LLAMA_CHUNK)) if context >= LLAMA_CHUNK else (),
         f"the first {len(taken):,} of {len(ids):,} tokens" if len(ids) > most else "",
     )
 

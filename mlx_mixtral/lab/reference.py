@@ -5,8 +5,9 @@ read once. Kept are the log-probabilities of every counted token as float16 (64 
 Mixtral's vocabulary), the experts that every token chose, and of some windows what went into
 and came out of each layer's experts.
 
-Rounding to float16 costs nothing that could be seen: what is read back is normalized again, so
-that it is a distribution, and the divergence from it changes only by the square of the rounding.
+Rounding to float16 costs next to nothing: what is read back is normalized again, so that it is
+a distribution, and the mean divergence from it grows by the square of the rounding only, three
+millionths of a nat where probabilities are e^-8 to e^-16, and less where they are larger.
 """
 
 from __future__ import annotations
