@@ -1,4 +1,4 @@
-"""What generation takes from mlx-lm: its KV caches, its logit filters and its penalties.
+"""What generation takes from mlx-lm: its logit filters and its penalties.
 
 mlx-lm is imported here alone and only on use: it takes over a second, most of it in
 transformers, and on import it lowers the limit of open files, the hard one too, which
@@ -26,7 +26,6 @@ def _open_file_limit_kept() -> Iterator[None]:
 with _open_file_limit_kept(), warnings.catch_warnings():
     # Of a progress bar in notebooks, which nothing here shows.
     warnings.filterwarnings("ignore", message="IProgress not found")
-    from mlx_lm.models.cache import KVCache, RotatingKVCache
     from mlx_lm.sample_utils import (
         apply_min_p,
         apply_top_k,
@@ -35,8 +34,6 @@ with _open_file_limit_kept(), warnings.catch_warnings():
     )
 
 __all__ = [
-    "KVCache",
-    "RotatingKVCache",
     "apply_min_p",
     "apply_top_k",
     "apply_top_p",

@@ -6,41 +6,54 @@ import sys
 from collections.abc import Sequence
 
 from mlx_mixtral.config import ModelConfig
-from mlx_mixtral.generation.borrowed import KVCache, RotatingKVCache
+from mlx_mixtral.generation.kv import REWIND, KVSettings, LayerKV, Layout
 
 
-def make_caches(config: ModelConfig) -> list[KVCache | RotatingKVCache]:
-    """An empty KV cache a layer; a ring of the window's size where attention has a window."""
-    window = config.sliding_window
-    return [
-        RotatingKVCache(max_size=window) if window else KVCache()
-        for _ in range(config.num_hidden_layers)
-    ]
+def make_caches(config: ModelConfig, kv: KVSettings | None = None) -> list[LayerKV]:
+    """An empty KV cache a layer."""
+    layout = Layout.of(config, kv or KVSettings())
+    return [LayerKV(layout) for _ in range(config.num_hidden_layers)]
 
 
 class PromptCache:
-    """KV caches that know which tokens they hold, so that a prompt pays for its new ones only."""
+    """KV caches that know which tokens they hold, so that a prompt pays for its new ones only.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Attributes:
+        kv: how keys and values are kept.
+        layers: their caches, one a layer.
+        tokens: the text that they were fed, windows notwithstanding from its start.
+    """
+
+    def __init__(self, config: ModelConfig, kv: KVSettings | None = None) -> None:
+        self.kv = kv or KVSettings()
         self._config = config
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.layers = make_caches(self._config)
+        self.layers = make_caches(self._config, self.kv)
         self.tokens: list[int] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, unused places included."""
+        return sum(layer.nbytes for layer in self.layers)
 
     def reuse(self, prompt: Sequence[int]) -> int:
         """Keep the longest common prefix with ``prompt``; how many tokens that is.
 
         The last token of the prompt is never counted: it has to be computed to be continued.
+        Where a window has left out what the next token would see, nothing is kept.
         """
         shared = 0
         for mine, theirs in zip(self.tokens, prompt[:-1], strict=False):
             if mine != theirs:
                 break
             shared += 1
-        self._keep(shared)
+        if shared < self.layers[0].earliest:
+            self.reset()
+        self.drop(self.layers[0].offset - shared if self.tokens else 0)
+        del self.tokens[shared:]
         return len(self.tokens)
 
     def settle(self, sequence: Sequence[int]) -> None:
@@ -49,20 +62,10 @@ class PromptCache:
         self.tokens = list(sequence[: self.layers[0].offset])
 
     def spare(self) -> int:
-        """How many more tokens the caches can take and ``drop`` again: until a ring is full."""
-        window = self._config.sliding_window
-        return window - 1 - self.layers[0].offset if window else sys.maxsize
+        """How many more tokens the caches can take and ``drop`` again, at any time."""
+        return sys.maxsize if self.layers[0].layout.window is None else REWIND
 
     def drop(self, count: int) -> None:
         """Take back the last ``count`` tokens that the caches were fed, of those in ``spare``."""
         for layer in self.layers:
             layer.trim(count)
-
-    def _keep(self, count: int) -> None:
-        """Drop all but the first ``count`` tokens; a full ring cannot go back and drops all."""
-        surplus = self.layers[0].offset - count
-        if surplus and not all(layer.is_trimmable() for layer in self.layers):
-            self.reset()
-            return
-        self.drop(surplus)
-        del self.tokens[count:]

@@ -16,7 +16,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_mixtral.config import ModelConfig
-from mlx_mixtral.generation.borrowed import KVCache, RotatingKVCache
+from mlx_mixtral.generation.kv import LayerKV
 from mlx_mixtral.model.transformer import Transformer
 from mlx_mixtral.network import arrays
 
@@ -69,13 +69,12 @@ def traffic(model: Transformer, config: ModelConfig, kv_per_token: float, contex
     return Traffic(shared, experts, embedding, round(kv_per_token * seen), context)
 
 
-def kv_bytes_per_token(layers: Iterable[KVCache | RotatingKVCache]) -> float:
+def kv_bytes_per_token(layers: Iterable[LayerKV]) -> float:
     """Bytes of keys and values that a token takes in caches that were used.
 
-    Caches grow in steps, so it is their arrays' bytes over the places in them, axis 2.
+    Caches grow in steps, so it is their bytes over the places in them.
     """
-    kept = [a for layer in layers for a in (layer.keys, layer.values) if a is not None]
-    return float(sum(array.nbytes / array.shape[2] for array in kept))
+    return sum(layer.nbytes / layer.places for layer in layers)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_mixtral.config import ModelConfig
-from mlx_mixtral.model.attend import attend
+from mlx_mixtral.model.attend import Kept, attend
 
 Mask = mx.array | str | None
 
@@ -18,7 +18,7 @@ class Cache(Protocol):
 
     offset: int
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]: ...
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]: ...
 
     def make_mask(self, n: int, *, return_array: bool, window_size: int | None) -> Mask: ...
 
@@ -52,11 +52,10 @@ class Attention(nn.Module):
         qkv = mx.unflatten(self.qkv_proj(x), -1, (-1, self.head_dim)).swapaxes(1, 2)
         turned = self._rope(qkv[:, : -self.kv_heads], cache.offset if cache is not None else 0)
         q, k, v = turned[:, : self.heads], turned[:, self.heads :], qkv[:, -self.kv_heads :]
-        if cache is not None:
-            k, v = cache.update_and_fetch(k, v)
+        keys, values = (k, v) if cache is None else cache.update_and_fetch(k, v)
         if last is not None:
             q, mask = q[:, :, -last:], _below(mask, last)
-        y = attend(q, k, v, self.scale, mask)
+        y = attend(q, keys, values, self.scale, mask)
         return self.o_proj(y.swapaxes(1, 2).flatten(2))
 
     def _rope(self, x: mx.array, offset: int) -> mx.array:
