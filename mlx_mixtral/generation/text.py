@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlx_mixtral.errors import ContextError, UsageError
+from mlx_mixtral.generation.kv import KVSettings
 from mlx_mixtral.generation.loop import generate_tokens
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler, Sampling
@@ -81,26 +82,42 @@ class Completion:
         return self.text
 
 
-def generate(lm: LanguageModel, prompt: str | Sequence[int], **sampling: Any) -> Completion:
+def generate(
+    lm: LanguageModel,
+    prompt: str | Sequence[int],
+    *,
+    kv_bits: int | None = None,
+    kv_window: int | None = None,
+    **sampling: Any,
+) -> Completion:
     """The answer to a prompt.
 
     Args:
         lm: from ``load``.
         prompt: text to continue as it is (no chat template), or token ids, such as
             ``lm.template.encode(messages)``.
+        kv_bits, kv_window: the fields of ``KVSettings``: less memory for a long context.
         sampling: fields of ``Sampling``, such as ``max_tokens=100, temperature=0.7``.
 
     Raises:
         UsageError: an empty prompt, an id outside the vocabulary, or a bad setting.
         ContextError: the prompt fills the model's context.
     """
-    return collect(lm, stream(lm, prompt, **sampling))
+    return collect(lm, stream(lm, prompt, kv_bits=kv_bits, kv_window=kv_window, **sampling))
 
 
-def stream(lm: LanguageModel, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Piece]:
+def stream(
+    lm: LanguageModel,
+    prompt: str | Sequence[int],
+    *,
+    kv_bits: int | None = None,
+    kv_window: int | None = None,
+    **sampling: Any,
+) -> Iterator[Piece]:
     """As ``generate``, one piece a token. Errors are raised at once, not at the first piece."""
     ids = lm.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) and prompt else prompt
-    return answer(lm, list(ids), Sampling.of(**sampling), PromptCache(lm.config))  # type: ignore[arg-type]
+    cache = PromptCache(lm.config, KVSettings(kv_bits, kv_window))
+    return answer(lm, list(ids), Sampling.of(**sampling), cache)  # type: ignore[arg-type]
 
 
 def collect(lm: LanguageModel, pieces: Iterator[Piece]) -> Completion:
