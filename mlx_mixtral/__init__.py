@@ -30,9 +30,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    from mlx_mixtral.blas import use_system_blas
+    from mlx_mixtral.before_mlx import before_mlx
 
-    use_system_blas()  # while MLX is not imported yet
+    before_mlx()
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -24,6 +24,7 @@ from mlx_mixtral.experts.resident import (
     StackedLinear,
 )
 from mlx_mixtral.model.moe import swiglu
+from mlx_mixtral.tuning import tuned
 
 UNPACKED_AT_MOST = 1 << 28
 """Bytes of the matrices of a model small enough to be unpacked when it is loaded."""
@@ -154,7 +155,8 @@ class SpreadExperts(ResidentExperts):
 def unpacking_pays(matrix: nn.Module, rows: int) -> bool:
     """Whether ``rows`` rows are multiplied sooner by BLAS, each matrix unpacked first."""
     odd = "scales" in matrix and matrix.bits not in (2, 4, 8)
-    return use_system_blas() and rows >= (UNPACK_ODD_FROM if odd else UNPACK_FROM)
+    usual = UNPACK_ODD_FROM if odd else UNPACK_FROM
+    return use_system_blas() and rows >= (tuned().unpack_from or usual)
 
 
 def two_streams_pay(matrix: nn.Module) -> bool:

@@ -21,16 +21,18 @@ ARROWS = {
     "tokenizer": "jsonfile errors",
     "template": "tokenizer jsonfile errors",
     "model": "config errors",
-    "experts": "model weights config errors",
+    "tuning": "",
+    "experts": "tuning model weights config errors",
     "blas": "",
-    "cpu": "blas experts model",
+    "before_mlx": "blas tuning",
+    "cpu": "blas tuning experts model",
     "network": "cpu experts model weights config errors",
     "loading": "network jsonfile weights model config catalog tokenizer template errors",
-    "generation": "model config errors",
+    "generation": "tuning model config errors",
     "chat": "loading generation model config errors",
     "server": "chat loading generation template config errors",
-    "lab": "loading network cpu generation experts model weights template tokenizer config "
-    "jsonfile catalog errors",
+    "lab": "chat loading network cpu generation experts model weights template tokenizer config "
+    "tuning before_mlx jsonfile catalog errors",
 }
 # What takes long to import and `import mlx_mixtral` and `mixtral-mlx --help` do without.
 HEAVY = {"mlx_lm", "transformers", "torch", "huggingface_hub", "jinja2", "rich", "prompt_toolkit"}

@@ -23,6 +23,8 @@ from mlx_mixtral.lab.roofline import (
 from mlx_mixtral.lab.shapes import SHAPES, needed_bytes, random_model, shape_config, weight_bytes
 from mlx_mixtral.loading import load_model
 
+pytestmark = pytest.mark.usefixtures("kept_packed")
+
 # tiny_config: D = F = 64, V = 96, 2 layers, 4 heads and 2 KV heads of 16, 4 experts of which
 # 2 answer. On the CPU a float is 4 bytes; of the norms there are 2 a layer and the last.
 NORMS = 4 * 64 * (2 * 2 + 1)

@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.model.moe import swiglu
+from mlx_mixtral.tuning import tuned
 
 
 class ResidentExperts(nn.Module):
@@ -20,7 +21,7 @@ class ResidentExperts(nn.Module):
         # MLX's grouped kernel, which reads an expert once for all of its tokens, wants at
         # least four rows an expert, 16 in all, and rows sorted by expert. Fewer rows are
         # multiplied one by one, and sorting them would only cost time.
-        self._sort_from = max(16, 4 * e)
+        self._sort_from = tuned().sort_from or max(16, 4 * e)
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """x [T, D], indices [T, K] -> [T, K, D]"""

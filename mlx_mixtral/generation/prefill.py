@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.model.transformer import Transformer
+from mlx_mixtral.tuning import tuned
 
 MOST_ROWS = 32_768
 """Rows of one product with the stacked experts that MLX is known to multiply rightly; a token
@@ -19,7 +20,12 @@ LEAST_CHUNK = 32
 
 
 def prefill_chunk() -> int:
-    """Tokens of a prompt computed at once.
+    """Tokens of a prompt computed at once: as tuned for this machine, or the usual number."""
+    return tuned().prefill_chunk or usual_chunk()
+
+
+def usual_chunk() -> int:
+    """Where nothing was tuned.
 
     On a GPU long chunks keep it busy, but short enough for the display's watchdog; the CPU
     backend's memory is better spent on less.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +11,63 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_mixtral.config import ModelConfig
+from mlx_mixtral.lab.runs import Side
 from mlx_mixtral.model.transformer import Transformer
 from mlx_mixtral.network import arrays, places
 from mlx_mixtral.weights import expected_shapes
-
-# Yields once a token of the answer, as it is there.
-Tokens = Callable[[list[int], int], Any]
 
 # As it comes; and given float32 weights or scales, the fairer opponent on MLX's CPU
 # backend, where 16 bits are slow. On a GPU only the first makes sense.
 OPPONENTS = ("mlx-lm", "mlx-lm-f32")
 
 
-def title(name: str) -> str:
-    """``mlx-lm 0.32.2``, or with what was done to it."""
-    return f"mlx-lm {version('mlx-lm')}" + (" in float32" if name.endswith("-f32") else "")
-
-
-def mlx_lm(name: str, folder: Path | None, config: ModelConfig, ours: Transformer) -> Tokens:
+def mlx_lm(name: str, folder: Path | None, config: ModelConfig, ours: Transformer) -> Side:
     """mlx-lm's loop over mlx-lm's model, with its defaults.
 
     Args:
         folder: what it loads; None: it gets the arrays of ``ours``.
     """
-    from mlx_lm.generate import generate_step, generation_stream, wired_limit
+    if folder is None:
+        model = _given(config, ours, mx.float32 if _in_float32(name) else mx.bfloat16)
+    else:
+        model = _lazy(name, folder)
+        _share(model, ours)
+    mx.eval(model.parameters())
+    return their_side(model)
+
+
+def load_theirs(name: str, folder: Path) -> nn.Module:
+    """mlx-lm's model of a folder, its weights in memory."""
+    model = _lazy(name, folder)
+    mx.eval(model.parameters())
+    return model
+
+
+def _lazy(name: str, folder: Path) -> nn.Module:
     from mlx_lm.utils import load_model
 
-    if folder is None:
-        model = _given(config, ours, mx.float32 if name.endswith("-f32") else mx.bfloat16)
-    else:
-        model, _ = load_model(folder, lazy=True)
-        if name.endswith("-f32"):
-            model.set_dtype(mx.float32)
-        _share(model, ours)
-    mx.eval(arrays(model))
+    model: nn.Module = load_model(folder, lazy=True)[0]
+    if _in_float32(name):
+        model.set_dtype(mx.float32)
+    return model
 
-    def tokens(prompt: list[int], count: int) -> Any:
+
+def their_side(model: Any) -> Side:
+    """mlx-lm's loop over a model of its own."""
+    from mlx_lm.generate import generate_step, generation_stream, wired_limit
+    from mlx_lm.models.cache import make_prompt_cache
+
+    def tokens(prompt: list[int], count: int, caches: list[Any] | None = None) -> Iterator[Any]:
         # As its own command does: on a Mac the weights are kept from being paged out.
         with wired_limit(model, [generation_stream]):
-            yield from generate_step(mx.array(prompt), model, max_tokens=count)
+            ids = mx.array(prompt)
+            yield from generate_step(ids, model, max_tokens=count, prompt_cache=caches)
 
-    return tokens
+    return Side(tokens, lambda: make_prompt_cache(model), model.model.norm.weight.dtype)
+
+
+def _in_float32(name: str) -> bool:
+    return name.endswith("-f32")
 
 
 def _share(theirs: nn.Module, ours: Transformer) -> None:
@@ -92,13 +108,15 @@ def _given(config: ModelConfig, ours: Transformer, dtype: mx.Dtype) -> nn.Module
 
 def _canonical(ours: Transformer, config: ModelConfig) -> dict[str, mx.array]:
     """Our arrays under mlx-lm's names; what lies joined is cut up, which takes copies."""
-    shapes, found = expected_shapes(config), {}
+    shapes, mine, found = expected_shapes(config), arrays(ours), {}
     for name, parts in places(ours).items():
-        array, begin = arrays(ours)[name], 0
-        for part in parts:
-            rows = shapes[part.rpartition(".")[0]][-2] if parts[1:] else array.shape[-2]
-            found[part] = mx.contiguous(array[..., begin : begin + rows, :])
-            begin += rows
+        if len(parts) == 1:
+            found[parts[0]] = mine[name]
+            continue
+        rows = [shapes[part.rpartition(".")[0]][-2] for part in parts]
+        cuts = list(accumulate(rows[:-1]))
+        pieces = mx.split(mine[name], cuts, axis=-2)
+        found |= {part: mx.contiguous(piece) for part, piece in zip(parts, pieces, strict=True)}
     return found
 
 

@@ -8,7 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.lab.bench import Report
+from mlx_mixtral.lab.report import Report
 
 
 def check_plot(file: Path) -> None:
@@ -25,25 +25,31 @@ def check_plot(file: Path) -> None:
 
 
 def plot(report: Report, file: Path) -> None:
-    """Tokens a second over context, a line a side, and the ceiling above them."""
+    """Tokens a second over context, a line a side, and the ceiling above them.
+
+    Raises:
+        ValueError: the report has no contexts.
+    """
+    if not report.contexts:
+        raise ValueError("the report has no contexts")
+    points = report.contexts.points
     figure = _matplotlib("figure").Figure(figsize=(7.2, 4.4), layout="constrained")
     axes: Any = figure.add_subplot()
-    at = [point.context for point in report.contexts]
-    ceilings = [point.ceiling_tps for point in report.contexts]
+    at, ceilings = [point.context for point in points], report.ceilings
     label = f"ceiling at {report.bandwidth.best / 1e9:.0f} GB/s"
     axes.plot(at, ceilings, "--", color="0.45", label=label)
-    for name in report.contexts[0].decode_tps:
-        spreads = [point.decode_tps[name] for point in report.contexts]
+    for name in points[0].decode_tps:
+        spreads = [point.decode_tps[name] for point in points]
         medians = [spread.median for spread in spreads]
         (line,) = axes.plot(at, medians, "o-", label=name)
         lows, highs = [s.low for s in spreads], [s.high for s in spreads]
         axes.fill_between(at, lows, highs, alpha=0.2, color=line.get_color(), linewidth=0)
-    slowest = min(s.median for p in report.contexts for s in p.decode_tps.values())
+    slowest = min(s.median for p in points for s in p.decode_tps.values())
     if max(ceilings) > 8 * slowest:  # else the lines below would all lie on the floor
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel("context (tokens, halfway through the answer)")
+    axes.set_xlabel("context (tokens before the answer)")
     axes.set_ylabel("tokens a second")
     title = [f"{report.model}, {report.layers} layers, {report.bits} bit", *wrap(report.note, 80)]
     title.append(f"{report.machine.device}, {report.machine.system}")

@@ -1,0 +1,128 @@
+"""Loading, by every side in turns: seconds and memory, each load in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_mixtral.config import read_config
+from mlx_mixtral.errors import MixtralError
+from mlx_mixtral.lab.fresh import fresh
+from mlx_mixtral.lab.machine import peak_process_bytes
+from mlx_mixtral.lab.opponents import load_theirs, their_side
+from mlx_mixtral.lab.runs import OURS, Side, Spread, Tell, measure, our_side, paired, prompt_of
+from mlx_mixtral.loading import load
+
+PROMPT, ANSWER = 16, 16
+
+
+@dataclass(frozen=True)
+class Load:
+    """One load, and a prompt of 16 tokens with an answer of 16 after it.
+
+    Attributes:
+        seconds: until all weights were in memory; imports do not count.
+        array_bytes, process_bytes: peaks after loading, of MLX's arrays and of the process.
+        run_array_bytes, run_process_bytes: the same after the run.
+    """
+
+    seconds: float
+    array_bytes: int
+    process_bytes: int
+    run_array_bytes: int
+    run_process_bytes: int
+
+
+@dataclass(frozen=True)
+class Loads:
+    """The loads of one side.
+
+    Attributes:
+        ratio: our seconds over this side's, the median of the pairs.
+        highest: the peaks of the load that took the most.
+        error: why it does not load, or does not run once loaded.
+    """
+
+    name: str
+    seconds: Spread | None = None
+    ratio: float | None = None
+    highest: Load | None = None
+    error: str | None = None
+
+
+def compare_loads(folder: Path, against: Sequence[str], repeat: int, tell: Tell) -> list[Loads]:
+    """Ours first, then the opponents'. The files are read beforehand, so that all sides find
+    them in the system's cache."""
+    tell("reading the files once")
+    for file in folder.glob("*.safetensors"):
+        _read(file)
+    found: dict[str, list[Load]] = {name: [] for name in (OURS, *against)}
+    errors: dict[str, str] = {}
+    for turn in range(repeat):
+        for name, loads in found.items():
+            tell(f"{name}: loading, {turn + 1} of {repeat}")
+            if name not in errors:
+                try:
+                    loads.append(_load(name, folder))
+                except MixtralError as error:
+                    if name == OURS:
+                        raise
+                    errors[name] = str(error)
+    return [_summary(name, loads, found[OURS], errors.get(name)) for name, loads in found.items()]
+
+
+def _load(name: str, folder: Path) -> Load:
+    if name == OURS:
+        return Load(**fresh(load_ours, {"folder": str(folder)}))
+    arguments = {"name": name, "folder": str(folder)}
+    return Load(**fresh(load_opponent, arguments, plain=True))
+
+
+def _summary(name: str, loads: list[Load], ours: list[Load], error: str | None) -> Loads:
+    if error:
+        return Loads(name, error=error)
+    seconds = [load.seconds for load in loads]
+    ratio = None if name == OURS else paired([load.seconds for load in ours], seconds)
+    highest = max(loads, key=lambda load: load.run_process_bytes)
+    return Loads(name, Spread.of(seconds), ratio, highest)
+
+
+# --- in the process of its own
+
+
+def load_ours(folder: str) -> dict[str, Any]:
+    """All of a model: its tokenizer and template too."""
+
+    def side() -> Side:
+        lm = load(folder)
+        return our_side(lm.model, lm.config)
+
+    return _measured(folder, side)
+
+
+def load_opponent(name: str, folder: str) -> dict[str, Any]:
+    """The network alone: mlx-lm's tokenizers come by way of transformers, from code that a
+    folder chooses; leaving them out spares it the time."""
+    return _measured(folder, lambda: their_side(load_theirs(name, Path(folder))))
+
+
+def _measured(folder: str, side: Callable[[], Side]) -> dict[str, Any]:
+    prompt = prompt_of(PROMPT, read_config(Path(folder)))
+    start = time.perf_counter()
+    loaded = side()
+    mx.synchronize()
+    seconds = time.perf_counter() - start
+    after = mx.get_peak_memory(), peak_process_bytes()
+    measure(loaded, prompt, ANSWER)
+    return asdict(Load(seconds, *after, mx.get_peak_memory(), peak_process_bytes()))
+
+
+def _read(file: Path) -> None:
+    with file.open("rb", buffering=0) as stream:
+        while stream.read(1 << 24):
+            pass

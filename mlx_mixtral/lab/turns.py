@@ -1,0 +1,117 @@
+"""Turns of a conversation: is the time to the first token that of the new tokens only?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+from mlx_mixtral.chat import Chat
+from mlx_mixtral.errors import UsageError
+from mlx_mixtral.generation.text import Stats, collect
+from mlx_mixtral.lab.runs import OURS, Side, Tell, measure
+from mlx_mixtral.loading import LanguageModel
+
+ANSWER = 8
+SENTENCE = "Tell me what you know of the rivers, the mountains and the people of the north. "
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn; the medians of several conversations.
+
+    Attributes:
+        context: tokens of the conversation, this turn's text included.
+        new: those of them that had to be computed.
+        ttft_s: by side, seconds to the first token of the answer.
+        whole_s: seconds to it where nothing is kept, and all of ``context`` is computed.
+    """
+
+    context: int
+    new: int
+    ttft_s: dict[str, float]
+    whole_s: float
+
+
+def turns_of(
+    lm: LanguageModel,
+    sides: Mapping[str, Side],
+    turns: int,
+    length: int,
+    repeat: int,
+    tell: Tell,
+) -> list[Turn]:
+    """Conversations of equal turns, each side in its own way.
+
+    This program sends the whole conversation every time, and its chat finds the beginning in
+    its cache. mlx-lm's chat feeds only the new turn to the cache that it keeps, ``<s>`` before
+    each of them.
+
+    Args:
+        turns, length: how many, and about how many tokens each of them says.
+        repeat: conversations.
+
+    Raises:
+        UsageError: they do not fit into the context.
+    """
+    text, new = _text(lm, length)
+    limit = lm.config.max_position_embeddings
+    if turns * (len(new) + ANSWER) > limit * 3 // 4:
+        raise UsageError(
+            f"{turns} turns of {len(new)} tokens are too much for the context of {limit}; "
+            "lower --turns or --prompt"
+        )
+    conversations = [_conversation(lm, sides, turns, text, new, tell) for _ in range(repeat)]
+    return [_median(same) for same in zip(*conversations, strict=True)]
+
+
+def _text(lm: LanguageModel, length: int) -> tuple[str, list[int]]:
+    """What is said in a turn, and its tokens as a conversation of its own."""
+    text = SENTENCE
+    while len(lm.tokenizer.encode(text)) < length:
+        text += SENTENCE
+    text = text.strip()
+    return text, lm.template.encode([{"role": "user", "content": text}])
+
+
+def _conversation(
+    lm: LanguageModel, sides: Mapping[str, Side], turns: int, text: str, new: list[int], tell: Tell
+) -> list[Turn]:
+    chat = Chat(lm, temperature=0.0, max_tokens=ANSWER)
+    caches = {name: side.caches() for name, side in sides.items() if name != OURS}
+    found = []
+    for number in range(turns):
+        tell(f"turn {number + 1} of {turns}")
+        seconds, stats = _say(chat, text)
+        ttft = {OURS: seconds}
+        for name, kept in caches.items():
+            ttft[name] = measure(sides[name], new, ANSWER, kept).ttft_s
+        whole = measure(sides[OURS], _as_long(new, stats.prompt_tokens), 2).ttft_s
+        computed = stats.prompt_tokens - stats.cached_tokens
+        found.append(Turn(stats.prompt_tokens, computed, ttft, whole))
+    return found
+
+
+def _say(chat: Chat, text: str) -> tuple[float, Stats]:
+    """Seconds from saying it to the first token, and the answer's statistics."""
+    start = time.perf_counter()
+    pieces = chat.stream(text)
+    first = next(pieces)
+    seconds = time.perf_counter() - start
+    return seconds, collect(chat.lm, chain([first], pieces)).stats
+
+
+def _as_long(tokens: list[int], length: int) -> list[int]:
+    return (tokens * (length // len(tokens) + 1))[:length]
+
+
+def _median(turns: tuple[Turn, ...]) -> Turn:
+    first = turns[0]
+    return Turn(
+        first.context,
+        first.new,
+        {name: statistics.median(t.ttft_s[name] for t in turns) for name in first.ttft_s},
+        statistics.median(t.whole_s for t in turns),
+    )
