@@ -8,6 +8,7 @@ import typer
 from mlx_mixtral.cli.bench import bench
 from mlx_mixtral.cli.chat import chat
 from mlx_mixtral.cli.convert import convert
+from mlx_mixtral.cli.evaluate import evaluate
 from mlx_mixtral.cli.generate import generate
 from mlx_mixtral.cli.inspect import inspect
 from mlx_mixtral.cli.models import app as models
@@ -43,4 +44,5 @@ app.command()(convert)
 app.command()(verify)
 app.command()(bench)
 app.command()(quality)
+app.command("eval")(evaluate)
 app.add_typer(models, name="models")
