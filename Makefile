@@ -2,7 +2,8 @@
 # make test    everything: format, lint, types, tests
 # make check   format, lint and types only
 # make fuzz    hostile files by the ten thousand, for half an hour or so
-# make bench   this program against mlx-lm on the same weights, in one run
+# make bench   this program against mlx-lm in one run: with a GPU that has room for it the full
+#              shape of 8x7B, of random weights, else the demo; BENCH="..." asks for something else
 # make bench-convert SOURCE=folder    the same for converting; a 16-bit checkpoint is needed
 
 VENV := .venv
@@ -27,7 +28,7 @@ fuzz: $(VENV)/ready-dev
 	@$(BIN)/python -m pytest -m fuzz --hypothesis-profile=long -n 2
 
 bench: $(VENV)/ready
-	@$(BIN)/mixtral-mlx bench demo --against mlx-lm --against mlx-lm-f32
+	@$(BIN)/mixtral-mlx bench $(or $(BENCH),$$($(BIN)/python -m mlx_mixtral.lab.choice))
 
 bench-convert: $(VENV)/ready
 	@$(BIN)/python -m convert.bench $(SOURCE)

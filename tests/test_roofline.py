@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,7 +14,8 @@ from mlx.utils import tree_flatten
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.generation.prompt_cache import make_caches
-from mlx_mixtral.lab import roofline, shapes
+from mlx_mixtral.lab import choice, roofline, shapes
+from mlx_mixtral.lab.opponents import mlx_lm, opponent_dtype
 from mlx_mixtral.lab.roofline import (
     Bandwidth,
     Traffic,
@@ -156,6 +159,48 @@ def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch: pytest.Monke
     monkeypatch.setattr(shapes, "free_memory", lambda: 10**6)
     with pytest.raises(UsageError, match="not even one layer fits"):
         shapes.check_memory(config, "8x7b at 4 bits", 128, 64)
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+@pytest.mark.parametrize("experts", [4, 0])
+@pytest.mark.parametrize("name", ["mlx-lm", "mlx-lm-f32"])
+def test_an_opponents_copies_are_counted(bits: int, experts: int, name: str) -> None:
+    recipe = {} if bits == 16 else {"quantization": quantization(bits, 32)}
+    large = {"hidden_size": 512, "head_dim": 128, "intermediate_size": 1024}  # no copy is spared
+    config = tiny_config(num_local_experts=experts, **large, **recipe)
+    config = replace(config, quantization=shape_config("7b", bits, 32).quantization)
+    model = random_model(config)
+    mx.eval(model.parameters())
+    gc.collect()
+    before = mx.get_active_memory()
+    side = mlx_lm(name, None, config, model)
+    gc.collect()
+    copied = mx.get_active_memory() - before
+    del side
+    dtype = shapes.activation_dtype(mx.bfloat16)
+    counted = shapes._copied_bytes(config, dtype, opponent_dtype(name))
+    assert copied == pytest.approx(counted, rel=0.05, abs=20_000)
+    alone, beside = (needed_bytes(config, dtype, 8, 2, names) for names in ((), (name,)))
+    assert beside > alone + counted
+
+
+def test_what_fits_only_alone_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shape_config("8x7b", 4, 64)
+    alone = needed_bytes(config, shapes.activation_dtype(mx.bfloat16), 128, 64)
+    monkeypatch.setattr(shapes, "free_memory", lambda: alone + 10**9)
+    shapes.check_memory(config, "8x7b", 128, 64)
+    with pytest.raises(UsageError, match=r"beside mlx-lm.*fewer --bits, without --against, or"):
+        shapes.check_memory(config, "8x7b", 128, 64, ("mlx-lm",))
+
+
+def test_what_make_bench_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "on_gpu", lambda: False)
+    assert choice.arguments() == choice.DEMO
+    monkeypatch.setattr(choice, "on_gpu", lambda: True)
+    monkeypatch.setattr(choice, "free_memory", lambda: 36 * 10**9)
+    assert choice.arguments() == choice.DEMO
+    monkeypatch.setattr(choice, "free_memory", lambda: 64 * 10**9)
+    assert choice.arguments() == choice.FULL
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,11 @@ from mlx_mixtral.weights import expected_shapes
 OPPONENTS = ("mlx-lm", "mlx-lm-f32")
 
 
+def opponent_dtype(name: str) -> mx.Dtype:
+    """What an opponent computes in where it has no files that say so."""
+    return mx.float32 if _in_float32(name) else mx.bfloat16
+
+
 def mlx_lm(name: str, folder: Path | None, config: ModelConfig, ours: Transformer) -> Side:
     """mlx-lm's loop over mlx-lm's model, with its defaults.
 
@@ -28,7 +33,7 @@ def mlx_lm(name: str, folder: Path | None, config: ModelConfig, ours: Transforme
         folder: what it loads; None: it gets the arrays of ``ours``.
     """
     if folder is None:
-        model = _given(config, ours, mx.float32 if _in_float32(name) else mx.bfloat16)
+        model = _given(config, ours, opponent_dtype(name))
     else:
         model = _lazy(name, folder)
         _share(model, ours)

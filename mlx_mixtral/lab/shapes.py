@@ -7,7 +7,7 @@ machine's speed with Mixtral before 26 GB have been fetched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -15,8 +15,10 @@ import mlx.core as mx
 from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.generation.prefill import prefill_chunk
+from mlx_mixtral.lab.opponents import opponent_dtype
 from mlx_mixtral.lab.roofline import free_memory, total_memory
 from mlx_mixtral.loading import Progress
+from mlx_mixtral.model.joined import JOINED
 from mlx_mixtral.model.transformer import Transformer
 from mlx_mixtral.network import activation_dtype, arrays, empty_network, ready, weight_dtype
 from mlx_mixtral.weights import expected_shapes, packed_shapes
@@ -80,8 +82,21 @@ def weight_bytes(config: ModelConfig, dtype: mx.Dtype) -> int:
     return sum(math.prod(shape) * dtype.size for shape, dtype in tensors(config, dtype).values())
 
 
-def needed_bytes(config: ModelConfig, dtype: mx.Dtype, prompt: int, generate: int) -> int:
-    """About what a run takes at its worst: weights, keys and values, one chunk of the prompt."""
+def needed_bytes(
+    config: ModelConfig, dtype: mx.Dtype, prompt: int, generate: int, against: Sequence[str] = ()
+) -> int:
+    """About what a bench takes at its worst: weights, keys and values, one chunk of the prompt;
+    and for each opponent what it cannot share."""
+    needed = weight_bytes(config, dtype) + _run_bytes(config, dtype, prompt, generate)
+    for name in against:
+        theirs = opponent_dtype(name)
+        needed += _copied_bytes(config, dtype, theirs) + _run_bytes(
+            config, theirs, prompt, generate
+        )
+    return needed
+
+
+def _run_bytes(config: ModelConfig, dtype: mx.Dtype, prompt: int, generate: int) -> int:
     size, rows = dtype.size, min(prompt, prefill_chunk())
     heads = config.num_attention_heads
     kv = 2 * config.num_key_value_heads * config.head_dim * size * config.num_hidden_layers
@@ -89,28 +104,47 @@ def needed_bytes(config: ModelConfig, dtype: mx.Dtype, prompt: int, generate: in
     # is not fused, the scores.
     paths = config.num_experts_per_tok if config.is_moe else 1
     work = rows * (3 * paths * config.intermediate_size + heads * prompt) * size
-    return weight_bytes(config, dtype) + kv * (prompt + generate) + work
+    return kv * (prompt + generate) + work
 
 
-def check_memory(config: ModelConfig, what: str, prompt: int, generate: int) -> None:
+def _copied_bytes(config: ModelConfig, ours: mx.Dtype, theirs: mx.Dtype) -> int:
+    """What an opponent holds besides our weights: floats of another type, and, in arrays of
+    their own, the parts of what lies joined here."""
+    joined = tuple(part for parts in JOINED.values() for part in parts)
+    copied = 0
+    for name, (shape, kind) in tensors(config, ours).items():
+        packed = kind == mx.uint32
+        if name.rpartition(".")[0].endswith(joined) or not (packed or kind == theirs):
+            copied += math.prod(shape) * (kind if packed else theirs).size
+    return copied
+
+
+def check_memory(
+    config: ModelConfig, what: str, prompt: int, generate: int, against: Sequence[str] = ()
+) -> None:
     """Refuse what would not fit before anything is made.
 
     Raises:
         UsageError: with what is needed, what there is, and how many layers would fit.
     """
     dtype, free = activation_dtype(mx.bfloat16), free_memory()
-    needed = needed_bytes(config, dtype, prompt, generate)
-    if needed <= free:
+
+    def needed(config: ModelConfig, against: Sequence[str]) -> int:
+        return needed_bytes(config, dtype, prompt, generate, against)
+
+    whole = needed(config, against)
+    if whole <= free:
         return
-    one, two = (
-        needed_bytes(replace(config, num_hidden_layers=n), dtype, prompt, generate) for n in (1, 2)
-    )
+    one, two = (needed(replace(config, num_hidden_layers=n), against) for n in (1, 2))
     fitting = 1 + (free - one) // (two - one) if free >= one else 0
     wide = ", where MLX computes in float32" if dtype == mx.float32 else ""
+    beside = f" beside {' and '.join(against)}" if against else ""
+    alone = ", without --against" if against and needed(config, ()) <= free else ""
     advice = f"--layers {fitting} fits" if fitting else "not even one layer fits"
     raise UsageError(
-        f"{what} needs {needed / 1e9:.1f} GB here{wide}; of this machine's "
-        f"{total_memory() / 1e9:.1f} GB, {free / 1e9:.1f} GB can be used: fewer --bits, or {advice}"
+        f"{what} needs {whole / 1e9:.1f} GB here{beside}{wide}; of this machine's "
+        f"{total_memory() / 1e9:.1f} GB, {free / 1e9:.1f} GB can be used: "
+        f"fewer --bits{alone}, or {advice}"
     )
 
 

@@ -63,6 +63,6 @@ def random_subject(
             note += f"; mlx-lm skips 1/{kept} of the prompt's work here, 1/{full} at full depth"
     bits = config.quantization.default.bits if config.quantization else 16
     prompt = max((settings.prompt, *settings.contexts))
-    check_memory(config, f"{shape} at {bits} bits", prompt, settings.generate)
+    check_memory(config, f"{shape} at {bits} bits", prompt, settings.generate, settings.against)
     mx.reset_peak_memory()
     return Subject(shape, config, random_model(config, progress), note=note)
