@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_mixtral.errors import MixtralError, UsageError
+from mlx_mixtral.generation.draft import DraftModel
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampling
 from mlx_mixtral.generation.text import Completion, Piece, answer, collect
@@ -37,13 +38,21 @@ class Chat:
             the context is full. They stay in ``messages``.
     """
 
-    def __init__(self, lm: LanguageModel, system: str | None = None, **sampling: Any) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        system: str | None = None,
+        *,
+        draft: LanguageModel | None = None,
+        **sampling: Any,
+    ) -> None:
         self.lm = lm
         self.sampling = Sampling.of(**{"temperature": lm.chat_temperature, **sampling})
         self.messages: list[Message] = []
         self.last: Completion | None = None
         self.dropped = 0
         self._cache = PromptCache(lm.config)
+        self._draft = DraftModel(lm, draft) if draft else None
         self._stop = threading.Event()
         self.system = system
 
@@ -107,6 +116,8 @@ class Chat:
         self.messages = self.messages[:1] if self.system is not None else []
         self.last, self.dropped = None, 0
         self._cache.reset()
+        if self._draft:
+            self._draft.reset()
 
     def stop(self) -> None:
         """End the answer under way after its present token. For signal handlers and threads."""
@@ -146,7 +157,7 @@ class Chat:
     def _answer(self, messages: list[Message]) -> Iterator[Piece]:
         prompt, dropped = self._prompt(messages)
         self._stop.clear()
-        pieces = answer(self.lm, prompt, self.sampling, self._cache, self._stop.is_set)
+        pieces = answer(self.lm, prompt, self.sampling, self._cache, self._stop.is_set, self._draft)
         return self._record(messages, dropped, pieces)
 
     def _record(

@@ -103,6 +103,10 @@ class Tokenizer:
             )
         return self.controls[piece]
 
+    def agrees_with(self, other: Tokenizer) -> bool:
+        """Whether every id means the same token in both."""
+        return self._surfaces == other._surfaces and self.controls == other.controls
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; see ``StreamingDetokenizer`` for what each id gives."""
         stream = self.detokenizer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -48,13 +49,21 @@ def generate_tokens(
             sequence.append(step.token)
             yield step
     except GeneratorExit:
-        cache.settle(sequence)
+        _settle(cache, speculator, sequence)
         raise
     except BaseException:
         # It may have come between two layers, so what the caches hold is not known.
         cache.reset()
+        if speculator:
+            speculator.reset()
         raise
+    _settle(cache, speculator, sequence)
+
+
+def _settle(cache: PromptCache, speculator: Speculator | None, sequence: list[int]) -> None:
     cache.settle(sequence)
+    if speculator:
+        speculator.settle(sequence)
 
 
 class _Pass(NamedTuple):
@@ -63,19 +72,20 @@ class _Pass(NamedTuple):
     Attributes:
         tokens: what is chosen after each of them [1 + draft].
         logprobs: their log-probabilities [1 + draft].
-        draft: empty in an ordinary step.
+        draft: [draft], None in an ordinary step.
     """
 
     tokens: mx.array
     logprobs: mx.array
-    draft: list[int]
+    draft: mx.array | None
 
     def wait(self) -> list[Step]:
         """The chosen tokens that count: as long as the draft foretold them, and one more."""
         tokens: list[int] = self.tokens.tolist()  # type: ignore[assignment]
         logprobs: list[float] = self.logprobs.tolist()  # type: ignore[assignment]
+        draft: list[int] = [] if self.draft is None else self.draft.tolist()  # type: ignore[assignment]
         foretold = 0
-        while foretold < len(self.draft) and tokens[foretold] == self.draft[foretold]:
+        while foretold < len(draft) and tokens[foretold] == draft[foretold]:
             foretold += 1
         return [Step(*step) for step in zip(tokens, logprobs, strict=True)][: foretold + 1]
 
@@ -98,54 +108,68 @@ class _Decoding:
     ) -> None:
         self._model, self._cache, self._sampler = model, cache, sampler
         self._speculator = speculator
+        self._over = 0.0  # when the last pass was
         self._left = max_tokens  # tokens that the passes not yet begun may give
 
     def steps(self, logits: mx.array) -> Iterator[Step]:
         """From the logits [1, V] after the prompt on. Each pass begins before the last is told."""
-        now: _Pass | None = self._begin(logits, [])
+        self._over = perf_counter()
+        now: _Pass | None = self._begin(logits, None)
         while now:
-            told = self._verified(now) if now.draft else None
-            if told:
-                # Where the draft went wrong, and so what comes next, had to be waited for.
-                after = self._next(mx.array([told[-1].token]), unknown=0)
+            if now.draft is not None:
+                # Where the draft went wrong, and so what comes next, has to be waited for.
+                told = self._verified(now, now.draft.size)
+                after = self._next(mx.array([told[-1].token], mx.uint32), known=True)
             else:
                 # It waits for its token on the device, and the host for neither of the two.
-                after = self._next(now.tokens, unknown=1)
+                after = self._next(now.tokens, known=False)
                 told = now.wait()
+                self._stepped(alone=after is not None and after.draft is None)
             yield from told
-            if self._speculator and not now.draft:
+            if self._speculator and now.draft is None:
                 self._speculator.extend([told[0].token])
             now = after
 
-    def _begin(self, logits: mx.array, draft: list[int]) -> _Pass:
+    def _begin(self, logits: mx.array, draft: mx.array | None) -> _Pass:
         self._left -= 1
-        chosen = self._sampler.successive(logits) if draft else self._sampler(logits)
+        chosen = self._sampler(logits) if draft is None else self._sampler.successive(logits)
         mx.async_eval(*chosen)
         return _Pass(*chosen, draft)
 
-    def _next(self, token: mx.array, unknown: int) -> _Pass | None:
-        """Begin the pass over ``token`` [1], of which the speculator does not know ``unknown``."""
+    def _next(self, token: mx.array, known: bool) -> _Pass | None:
+        """Begin the pass over ``token`` [1], which the speculator was told of or not."""
         if not self._left:
             return None
-        draft = self._draft(unknown)
-        ids = mx.concatenate([token, mx.array(draft, token.dtype)]) if draft else token
+        draft = self._draft(token, known)
+        ids = token if draft is None else mx.concatenate([token, draft])
         return self._begin(self._model(ids[None], self._cache.layers)[0], draft)
 
-    def _draft(self, unknown: int) -> list[int]:
+    def _draft(self, token: mx.array, known: bool) -> mx.array | None:
         if not self._speculator:
-            return []
+            return None
         # One may come true beyond the draft, and one step be under way when the caller stops.
         most = min(self._left - 1, self._cache.spare() - 2)
-        return self._speculator.draft(unknown, most)
+        return self._speculator.draft(token, known, most, self._sampler)
 
-    def _verified(self, done: _Pass) -> list[Step]:
+    def _verified(self, done: _Pass, proposed: int) -> list[Step]:
         """What came true of a draft; the caches and the sampler then know of no more than that."""
         steps = done.wait()
-        wrong = len(done.draft) + 1 - len(steps)
-        self._cache.drop(wrong)
+        accepted = len(steps) - 1
+        self._cache.drop(proposed - accepted)
         self._sampler.keep(len(steps))
-        self._left -= len(steps) - 1
+        self._left -= accepted
         if self._speculator:
-            self._speculator.judge(len(done.draft), len(done.draft) - wrong)
+            self._speculator.judge(proposed, accepted, self._since_the_last())
             self._speculator.extend([step.token for step in steps])
         return steps
+
+    def _stepped(self, alone: bool) -> None:
+        """An ordinary step is over; ``alone``: the host did not prepare a draft meanwhile."""
+        seconds = self._since_the_last()
+        if self._speculator and alone:
+            self._speculator.stepped(seconds)
+
+    def _since_the_last(self) -> float:
+        """Seconds since the pass before this one was over."""
+        before, self._over = self._over, perf_counter()
+        return self._over - before

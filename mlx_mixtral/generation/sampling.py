@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -138,6 +139,12 @@ class Sampler:
             chosen.append(self(logits[n : n + 1]))
             self._states.append((self._key, self._recent))
         return mx.concatenate([t for t, _ in chosen]), mx.concatenate([p for _, p in chosen])
+
+    def fork(self) -> Sampler:
+        """Another one that will draw the same random numbers; neither disturbs the other."""
+        twin = copy(self)
+        twin._states = []
+        return twin
 
     def keep(self, count: int) -> None:
         """Go on after the first ``count`` (one or more) of the choices of ``successive``."""

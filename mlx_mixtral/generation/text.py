@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlx_mixtral.errors import ContextError, UsageError
+from mlx_mixtral.generation.draft import DraftModel
 from mlx_mixtral.generation.kv import KVSettings
 from mlx_mixtral.generation.loop import generate_tokens
 from mlx_mixtral.generation.prompt_cache import PromptCache
@@ -33,8 +34,8 @@ class Stats:
         generation_tps: tokens a second after the first one; 0 for fewer than two.
         peak_memory_bytes: the most memory that MLX's arrays took, weights included.
         seed: repeats the answer.
-        drafted_tokens: tokens that were proposed because an earlier text went on with them;
-            ``accepted_tokens`` of them were what the model chose, and came at once.
+        drafted_tokens: tokens that were proposed because an earlier text went on with them, or
+            by a draft model; ``accepted_tokens`` of them were what the model chose.
     """
 
     prompt_tokens: int
@@ -88,6 +89,7 @@ def generate(
     *,
     kv_bits: int | None = None,
     kv_window: int | None = None,
+    draft: LanguageModel | None = None,
     **sampling: Any,
 ) -> Completion:
     """The answer to a prompt.
@@ -97,13 +99,17 @@ def generate(
         prompt: text to continue as it is (no chat template), or token ids, such as
             ``lm.template.encode(messages)``.
         kv_bits, kv_window: the fields of ``KVSettings``: less memory for a long context.
+        draft: a smaller model with the same vocabulary, which proposes tokens; the answer
+            is the same and may come sooner (see ``generation/draft.py``).
         sampling: fields of ``Sampling``, such as ``max_tokens=100, temperature=0.7``.
 
     Raises:
-        UsageError: an empty prompt, an id outside the vocabulary, or a bad setting.
+        UsageError: an empty prompt, an id outside the vocabulary, a bad setting, or a draft
+            with another vocabulary.
         ContextError: the prompt fills the model's context.
     """
-    return collect(lm, stream(lm, prompt, kv_bits=kv_bits, kv_window=kv_window, **sampling))
+    kv = {"kv_bits": kv_bits, "kv_window": kv_window}
+    return collect(lm, stream(lm, prompt, **kv, draft=draft, **sampling))
 
 
 def stream(
@@ -112,12 +118,14 @@ def stream(
     *,
     kv_bits: int | None = None,
     kv_window: int | None = None,
+    draft: LanguageModel | None = None,
     **sampling: Any,
 ) -> Iterator[Piece]:
     """As ``generate``, one piece a token. Errors are raised at once, not at the first piece."""
     ids = lm.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) and prompt else prompt
+    settings, drafter = Sampling.of(**sampling), DraftModel(lm, draft) if draft else None
     cache = PromptCache(lm.config, KVSettings(kv_bits, kv_window))
-    return answer(lm, list(ids), Sampling.of(**sampling), cache)  # type: ignore[arg-type]
+    return answer(lm, list(ids), settings, cache, draft=drafter)  # type: ignore[arg-type]
 
 
 def collect(lm: LanguageModel, pieces: Iterator[Piece]) -> Completion:
@@ -138,11 +146,13 @@ def answer(
     settings: Sampling,
     cache: PromptCache,
     interrupted: Callable[[], bool] = lambda: False,
+    draft: DraftModel | None = None,
 ) -> Iterator[Piece]:
     """Check a prompt, then stream its answer, reusing and extending ``cache``.
 
     Args:
         interrupted: asked at every step; true makes the present piece the last.
+        draft: proposes tokens, unless ``settings`` forbid speculation.
     """
     limit, vocab = lm.config.max_position_embeddings, lm.config.vocab_size
     if not prompt:
@@ -154,7 +164,7 @@ def answer(
             f"the prompt has {len(prompt)} tokens and the model's context holds {limit}, "
             "the answer included; shorten it"
         )
-    return _answer(lm, prompt, settings, cache, interrupted)
+    return _answer(lm, prompt, settings, cache, interrupted, draft)
 
 
 def _answer(
@@ -163,12 +173,13 @@ def _answer(
     settings: Sampling,
     cache: PromptCache,
     interrupted: Callable[[], bool],
+    draft: DraftModel | None,
 ) -> Iterator[Piece]:
     room = lm.config.max_position_embeddings - len(prompt)
     most = min(settings.max_tokens or room, room)
     cached = cache.reuse(prompt)
     sampler = Sampler(settings, prompt)
-    speculator = Speculator(prompt) if settings.speculate else None
+    speculator = Speculator(prompt, draft) if settings.speculate else None
     clock = _Clock(len(prompt), cached, sampler.seed)
     detokenizer, stops = lm.tokenizer.detokenizer(), StopStrings(settings.stop)
     steps = generate_tokens(lm.model, cache, prompt, sampler, most, interrupted, speculator)
