@@ -36,6 +36,7 @@ class Chat:
         last: the last answer with its statistics, or None.
         dropped: how many of the oldest turns the last prompt had to leave out, because
             the context is full. They stay in ``messages``.
+        draft: a smaller model that proposes tokens (see ``generation/draft.py``), or None.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Chat:
         self.last: Completion | None = None
         self.dropped = 0
         self._cache = PromptCache(lm.config)
+        self.draft = draft
         self._draft = DraftModel(lm, draft) if draft else None
         self._stop = threading.Event()
         self.system = system
@@ -134,7 +136,9 @@ class Chat:
         _write_whole(Path(path).expanduser(), json.dumps(record, ensure_ascii=False, indent=1))
 
     @classmethod
-    def load(cls, lm: LanguageModel, path: str | Path) -> Chat:
+    def load(
+        cls, lm: LanguageModel, path: str | Path, *, draft: LanguageModel | None = None
+    ) -> Chat:
         """A saved conversation, to be continued with ``lm``.
 
         Raises:
@@ -150,7 +154,7 @@ class Chat:
                 raise ValueError("a message is not text")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} is not a saved conversation ({error})") from None
-        chat = cls(lm, **settings)
+        chat = cls(lm, draft=draft, **settings)
         chat.messages = messages
         return chat
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +20,7 @@ from drafts import write_coarser, write_deeper
 from test_speculative import SETTINGS, exact, excess, question
 
 from mlx_mixtral import Chat, generate
+from mlx_mixtral.cli import main
 from mlx_mixtral.config import ModelConfig, read_config
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.generation.draft import DraftModel
@@ -417,3 +420,36 @@ def test_without_speculation_nobody_drafts(demo: LanguageModel):
 
 def test_its_config_is_read_like_any_other(tmp_path: Path):
     assert read_config(write_coarser(tmp_path, 3)).quantization is not None
+
+
+def test_a_saved_conversation_goes_on_with_the_draft(demo: LanguageModel, tmp_path: Path):
+    Chat(demo, draft=demo).save(tmp_path / "talk.json")
+    chat = Chat.load(demo, tmp_path / "talk.json", draft=demo)
+    assert chat.draft is demo
+    assert chat._draft is not None
+
+
+def test_the_commands_take_a_draft(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path):
+    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mixtral-mlx", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return (int(exit.value.code or 0), *capsys.readouterr())
+
+    story = "Tell me a story about a dragon."
+    short = ["--max-tokens", "40", "--temperature", "0.7", "--seed", "2"]
+    generated = ["generate", "demo", "-p", story, "--json", *short]
+    alone, drafted = (json.loads(run(*generated, *d)[1]) for d in ([], ["--draft", "demo"]))
+    assert alone["text"] == drafted["text"]
+    assert alone["drafted_tokens"] == 0 < drafted["accepted_tokens"]
+    lines = f"{story}\nWhat is a violin?\n"
+    chats = [run("chat", "demo", *short, *d, stdin=lines) for d in ([], ["--draft", "demo"])]
+    assert chats[0] == chats[1]
+    code, out, err = run(*generated, "--draft", "no-such-model")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    other = write_coarser(tmp_path, 4)
+    (other / "added_tokens.json").write_text('{"<|im_end|>": 4096}')
+    code, out, err = run(*generated, "--draft", str(other))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "vocabularies differ" in err

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_mixtral.cli.options import ModelName, SystemPrompt, takes_sampling
+from mlx_mixtral.cli.options import DraftName, ModelName, SystemPrompt, takes_sampling
 
 
 @takes_sampling
@@ -13,6 +13,7 @@ def chat(
     sampling: dict[str, Any],
     model: ModelName = None,
     system: SystemPrompt = None,
+    draft: DraftName = None,
     no_markdown: Annotated[
         bool, typer.Option("--no-markdown", help="Show answers as they are written.")
     ] = False,
@@ -33,9 +34,10 @@ def chat(
     if system is not None:
         checked(system, "the system prompt")
     with keys_unechoed():
+        draft_lm = load_model(draft) if draft else None
         lm = load_model(model)
         from mlx_mixtral.chat import Chat
-    conversation = Chat(lm, system=system, **sampling)
+    conversation = Chat(lm, system=system, draft=draft_lm, **sampling)
     if sys.stdin.isatty() and sys.stdout.isatty():
         from mlx_mixtral.cli.chat_terminal import ChatTerminal
 

@@ -92,7 +92,7 @@ def load(terminal: "ChatTerminal", name: str) -> None:
     if not name:
         raise UsageError("/load FILE: which one?")
     path = Path(name).expanduser()
-    terminal.chat = Chat.load(terminal.lm, path)
+    terminal.chat = Chat.load(terminal.lm, path, draft=terminal.chat.draft)
     terminal.file = path
     terminal.tell(f"{_turns(terminal.chat)} from {path}")
 

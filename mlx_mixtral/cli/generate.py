@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_mixtral.cli.options import ModelName, SystemPrompt, takes_sampling
+from mlx_mixtral.cli.options import DraftName, ModelName, SystemPrompt, takes_sampling
 from mlx_mixtral.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def generate(
         ),
     ] = None,
     system: SystemPrompt = None,
+    draft: DraftName = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without chat template.")
     ] = False,
@@ -44,10 +45,12 @@ def generate(
         raise UsageError("--raw has no place for --system; put it into the prompt")
     text = _prompt(prompt)
     messages = _messages(text.rstrip("\n"), system)
+    draft_lm = load_model(draft) if draft else None
     lm = load_model(model)
     from mlx_mixtral.generation.text import stream
 
-    pieces = stream(lm, text if raw else lm.template.encode(messages), **sampling)
+    ids = text if raw else lm.template.encode(messages)
+    pieces = stream(lm, ids, draft=draft_lm, **sampling)
     if as_json:
         _print_json(lm, pieces)
     else:

@@ -24,6 +24,16 @@ SystemPrompt = Annotated[
     ),
 ]
 
+DraftName = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL",
+        help="A smaller model with the same vocabulary; it proposes tokens, so that the same "
+        "answer may come sooner.",
+    ),
+]
+
 
 def sampling_options(
     max_tokens: Annotated[
