@@ -8,12 +8,66 @@ more than a rough one.
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from mlx_mixtral.config import Quantization, QuantSpec
+from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec
 from mlx_mixtral.errors import UsageError
+from mlx_mixtral.weights import expected_shapes
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named one.
+
+    Nearly all of a Mixtral is experts, of which a token meets a quarter, and each of them only
+    some tokens. What every token goes through (attention, embedding, head) is 3 % of 8x7B, so
+    8 bits there cost little, and less is lost than the same bytes would save in the experts.
+
+    Attributes:
+        experts: the spec of the experts, or of a dense model's feed-forward layers.
+        shared: of the other matrices. One spec for all of a layer's q, k and v, and one for
+            gate and up, lets them be multiplied together.
+        about: what it is good for, in a line.
+    """
+
+    name: str
+    experts: QuantSpec | None
+    shared: QuantSpec | None
+    about: str
+
+    def quantization(self, config: ModelConfig) -> Quantization | None:
+        """For a model of these shapes; None where all of it stays at 16 bits."""
+        if self.experts is None:
+            return None
+        shapes = expected_shapes(config) if self.shared != self.experts else {}
+        matrices = (path for path, shape in shapes.items() if len(shape) > 1)
+        shared = [p for p in matrices if not _delicate(p) and not _feed_forward(p)]
+        return Quantization(self.experts, dict.fromkeys(shared, self.shared))
+
+
+_EIGHT = QuantSpec(8, 64)
+_ALL = (
+    Recipe("16bit", None, None, "nothing is lost: the weights as they were trained"),
+    Recipe("8bit", _EIGHT, _EIGHT, "next to nothing is lost, at half the size"),
+    Recipe("6bit", QuantSpec(6, 64), _EIGHT, "very close to 16 bit"),
+    Recipe("5bit", QuantSpec(5, 64), _EIGHT, "between 6bit and 4bit"),
+    Recipe("4bit", QuantSpec(4, 64), _EIGHT, "experts in 4 bits, all else in 8"),
+    Recipe("4bit-fast", QuantSpec(4, 64), QuantSpec(4, 64), "4 bits throughout: fewer bytes read"),
+    Recipe("3bit", QuantSpec(3, 64), _EIGHT, "experts in 3 bits: a loss that can be felt"),
+    Recipe("2bit", QuantSpec(2, 32), _EIGHT, "experts in 2 bits, small groups: a heavy loss"),
+    Recipe("2bit-small", QuantSpec(2, 64), _EIGHT, "the smallest: for trying what runs at all"),
+)
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+
+
+def named(name: str) -> Recipe:
+    """Raises UsageError for a name that is none."""
+    if (recipe := RECIPES.get(name)) is None:
+        raise UsageError(f"recipe {name!r} is unknown; choose one of {', '.join(RECIPES)}")
+    return recipe
 
 
 def uniform(bits: int, group_size: int = 64) -> Quantization | None:
@@ -56,6 +110,10 @@ def _delicate(path: str) -> bool:
     return path.endswith(("norm", "block_sparse_moe.gate"))
 
 
+def _feed_forward(path: str) -> bool:
+    return path.endswith(("gate_proj", "up_proj", "down_proj"))
+
+
 def check_shapes(recipe: Quantization | None, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Fail where a row of a matrix cannot be cut into whole groups.
 
@@ -68,7 +126,7 @@ def check_shapes(recipe: Quantization | None, shapes: Mapping[str, tuple[int, ..
     for name, spec in specs.items():
         width = shapes[name][-1]
         if width % spec.group_size:
-            advice = f"--group-size {fitting[-1]} fits" if fitting else "keep --bits 16"
+            advice = f"--bits N --group-size {fitting[-1]} fits" if fitting else "keep --bits 16"
             raise UsageError(
                 f"{name} has rows of {width} weights, which groups of {spec.group_size} "
                 f"do not divide; {advice}"

@@ -14,6 +14,7 @@ from mlx_mixtral.cli.inspect import inspect
 from mlx_mixtral.cli.models import app as models
 from mlx_mixtral.cli.pull import pull
 from mlx_mixtral.cli.quality import quality
+from mlx_mixtral.cli.recipes import recipes
 from mlx_mixtral.cli.verify import verify
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app.command()(generate)
 app.command()(pull)
 app.command()(inspect)
 app.command()(convert)
+app.command()(recipes)
 app.command()(verify)
 app.command()(bench)
 app.command()(quality)

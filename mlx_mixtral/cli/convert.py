@@ -26,7 +26,7 @@ from mlx_mixtral.cli.sources import (
 )
 
 if TYPE_CHECKING:
-    from convert.pipeline import Feed
+    from convert.run import Feed
     from convert.plan import Plan
     from convert.quantize import Effort
     from convert.readers import Source
@@ -51,6 +51,15 @@ def convert(
     group_size: Annotated[
         int | None,
         typer.Option(help="Weights that share a scale: 32, 64 or 128.", show_default="64"),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME",
+            help="Bits by kind of matrix, in place of --bits: 8bit, 6bit, 5bit, 4bit, 4bit-fast, "
+            "3bit, ...; `mixtral-mlx recipes` explains them.",
+        ),
     ] = None,
     effort: Annotated[
         Literal["fast", "better", "best"],
@@ -87,16 +96,16 @@ def convert(
     from convert.target import check_target
 
     check_target(out)
-    recipe = _Recipe(bits, group_size, effort)
+    wanted = _Wanted(bits, group_size, recipe, effort)
     settings = swarm_settings(listen, upload_limit, peer, no_discovery)
     address = parse(source)
     if dry_run:
         with _laid_out(address, file) as opened:
-            _show(recipe.plan(opened), out)
+            _show(wanted.plan(opened), out)
         return
     with kept_on_interrupt(out):
         at_hand = _at_hand(address, out, file, delete_source, settings)
-        plan = recipe.plan(at_hand.source)
+        plan = wanted.plan(at_hand.source)
         for note in at_hand.source.notes:
             tell(f"note: {note}")
         with progress_bar(f"converting {at_hand.name}") as progress:
@@ -112,17 +121,26 @@ def convert(
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """What was asked for."""
+class _Wanted:
+    """What was asked for; refused before anything is fetched."""
 
     bits: int | None
     group_size: int | None
+    recipe: str | None
     effort: "Effort"
 
     def __post_init__(self) -> None:
-        from convert.recipe import uniform
+        from convert.recipe import named, uniform
+        from mlx_mixtral.errors import UsageError
 
-        uniform(self.bits or 4, self.group_size or 64)  # refused before anything is fetched
+        uniform(self.bits or 4, self.group_size or 64)
+        if self.recipe is not None:
+            named(self.recipe)
+            if self.bits is not None or self.group_size is not None:
+                raise UsageError(
+                    "--recipe names bits and groups already: leave out --bits and "
+                    "--group-size, or --recipe"
+                )
 
     def plan(self, source: "Source") -> "Plan":
         from convert.plan import plan
@@ -131,8 +149,10 @@ class _Recipe:
 
     def _for(self, source: "Source") -> "Quantization | None":
         from convert.plan import own_recipe
-        from convert.recipe import uniform
+        from convert.recipe import named, uniform
 
+        if self.recipe is not None:
+            return named(self.recipe).quantization(source.config)
         quantized = any(tensor.spec for tensor in source.tensors.values())
         if quantized and self.bits is None and self.group_size is None:
             return own_recipe(source)
