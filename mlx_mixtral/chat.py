@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_mixtral.errors import MixtralError, UsageError
+from mlx_mixtral.generation import kv_file
 from mlx_mixtral.generation.draft import DraftModel
+from mlx_mixtral.generation.kv import KVSettings, kv_bytes
+from mlx_mixtral.generation.kv_file import Owner, Progress, activations
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampling
 from mlx_mixtral.generation.text import Completion, Piece, answer, collect
@@ -44,15 +47,18 @@ class Chat:
         lm: LanguageModel,
         system: str | None = None,
         *,
+        kv_bits: int | None = None,
+        kv_window: int | None = None,
         draft: LanguageModel | None = None,
         **sampling: Any,
     ) -> None:
+        """``kv_bits`` and ``kv_window`` are the fields of ``KVSettings``."""
         self.lm = lm
         self.sampling = Sampling.of(**{"temperature": lm.chat_temperature, **sampling})
         self.messages: list[Message] = []
         self.last: Completion | None = None
         self.dropped = 0
-        self._cache = PromptCache(lm.config)
+        self._cache = PromptCache(lm.config, KVSettings(kv_bits, kv_window))
         self.draft = draft
         self._draft = DraftModel(lm, draft) if draft else None
         self._stop = threading.Event()
@@ -79,6 +85,22 @@ class Chat:
     def context_limit(self) -> int:
         """Tokens that the model can hold, answer included."""
         return self.lm.config.max_position_embeddings
+
+    @property
+    def kv(self) -> KVSettings:
+        """How keys and values are kept."""
+        return self._cache.kv
+
+    @property
+    def kv_used(self) -> int:
+        """Bytes that keys and values take now."""
+        return self._cache.nbytes
+
+    @property
+    def kv_limit(self) -> int:
+        """Bytes that they will take once the context is full."""
+        dtype = activations(self.lm)
+        return kv_bytes(self.lm.config, self.context_limit, self.kv, dtype)
 
     def send(self, text: str) -> Completion:
         """Say something; the whole answer.
@@ -125,21 +147,45 @@ class Chat:
         """End the answer under way after its present token. For signal handlers and threads."""
         self._stop.set()
 
-    def save(self, path: str | Path) -> None:
-        """Write the conversation and its settings as JSON, whole or not at all."""
+    def save(self, path: str | Path, *, text_only: bool = False) -> None:
+        """Write the conversation and its settings as JSON, whole or not at all.
+
+        Keys and values go beside it (``kv_path``), so that the next turn after ``load``
+        computes no more than it would here.
+
+        Args:
+            text_only: leave them out: they take some 100 KB a token, and can be computed anew.
+
+        Raises:
+            MixtralError: a file cannot be written.
+        """
         record = {
             "format": 1,
             "model": self.lm.name,
             "sampling": asdict(self.sampling),
+            "kv": asdict(self.kv),
             "messages": self.messages,
         }
-        _write_whole(Path(path).expanduser(), json.dumps(record, ensure_ascii=False, indent=1))
+        path = Path(path).expanduser()
+        _write_whole(path, json.dumps(record, ensure_ascii=False, indent=1))
+        if not text_only:
+            self.save_kv(kv_path(path))
 
     @classmethod
     def load(
-        cls, lm: LanguageModel, path: str | Path, *, draft: LanguageModel | None = None
+        cls,
+        lm: LanguageModel,
+        path: str | Path,
+        *,
+        kv: KVSettings | None = None,
+        draft: LanguageModel | None = None,
     ) -> Chat:
         """A saved conversation, to be continued with ``lm``.
+
+        Keys and values beside it are taken over if they fit, and else computed anew.
+
+        Args:
+            kv: how keys and values are to be kept; None: as they were.
 
         Raises:
             UsageError: the file cannot be read or is not a conversation.
@@ -152,11 +198,26 @@ class Chat:
             settings["logit_bias"] = {int(i): b for i, b in settings["logit_bias"].items()}
             if not all(isinstance(text, str) for m in messages for text in m.values()):
                 raise ValueError("a message is not text")
+            kv = kv or KVSettings(**record.get("kv", {}))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} is not a saved conversation ({error})") from None
-        chat = cls(lm, draft=draft, **settings)
+        chat = cls(lm, kv_bits=kv.bits, kv_window=kv.window, draft=draft, **settings)
         chat.messages = messages
+        with suppress(UsageError):  # the conversation alone is enough
+            chat.load_kv(kv_path(path))
         return chat
+
+    def save_kv(self, path: Path, progress: Progress | None = None) -> None:
+        """Write keys and values (see ``kv_file.write``)."""
+        kv_file.write(path, self._cache, Owner.of(self.lm), progress)
+
+    def load_kv(self, path: Path) -> None:
+        """Take keys and values over; what the next prompt shares with them is not computed.
+
+        Raises:
+            UsageError: the file is damaged, missing, or not of this model and these settings.
+        """
+        kv_file.read(path, self._cache, Owner.of(self.lm))
 
     def _answer(self, messages: list[Message]) -> Iterator[Piece]:
         prompt, dropped = self._prompt(messages)
@@ -201,6 +262,11 @@ class Chat:
                 return ids, dropped
             dropped += 1
             room = (limit - reserve) * 3 // 4
+
+
+def kv_path(path: Path) -> Path:
+    """Where a conversation's keys and values lie: ``talk.json.kv`` beside ``talk.json``."""
+    return path.with_name(f"{path.name}.kv")
 
 
 def _write_whole(path: Path, text: str) -> None:

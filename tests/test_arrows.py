@@ -28,7 +28,7 @@ ARROWS = {
     "cpu": "blas tuning experts model",
     "network": "cpu experts model weights config errors",
     "loading": "network jsonfile weights model config catalog tokenizer template errors",
-    "generation": "tuning model config errors",
+    "generation": "shards tuning model config errors",
     "chat": "loading generation model config errors",
     "server": "chat loading generation template config errors",
     "lab": "chat loading network cpu generation experts model weights template tokenizer config "

@@ -10,6 +10,7 @@ import pytest
 
 from mlx_mixtral import Chat, generate
 from mlx_mixtral.errors import ContextError, MixtralError, UsageError
+from mlx_mixtral.generation.kv import KVSettings
 from mlx_mixtral.loading import LanguageModel
 
 QUESTIONS = [
@@ -154,11 +155,58 @@ def test_save_and_load_continue_alike(demo: LanguageModel, tmp_path: Path):
     chat = Chat(demo, system="Be brief.", logit_bias={5: -1.0}, stop=["END"])
     chat.send("My name is Anna.")
     chat.save(tmp_path / "chat.json")
-    assert [p.name for p in tmp_path.iterdir()] == ["chat.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["chat.json", "chat.json.kv"]
     copy = Chat.load(demo, tmp_path / "chat.json")
     assert copy.messages == chat.messages
     assert copy.sampling == chat.sampling
     assert copy.send("What is my name?").text == chat.send("What is my name?").text
+
+
+@pytest.mark.parametrize("settings", [{}, {"kv_bits": 8}, {"kv_window": 48}], ids=str)
+def test_a_loaded_chat_computes_only_what_is_new(
+    demo: LanguageModel, tmp_path: Path, settings: dict[str, int]
+):
+    chat, path = Chat(demo, **settings), tmp_path / "chat.json"
+    for n in range(10):
+        chat.send(f"What is {n} + 1?")
+    chat.save(path)
+    copy = Chat.load(demo, path)
+    assert (copy.kv, copy.kv_used > 0) == (chat.kv, True)
+    assert copy.kv_limit == chat.kv_limit
+    here, there = chat.send("What is my name?"), copy.send("What is my name?")
+    assert (there.tokens, there.stats.cached_tokens) == (here.tokens, here.stats.cached_tokens)
+    assert there.stats.cached_tokens >= there.stats.prompt_tokens - 15
+
+
+def test_a_chat_needs_no_keys_and_values_of_before(demo: LanguageModel, tmp_path: Path):
+    chat, path = Chat(demo, kv_bits=8), tmp_path / "chat.json"
+    chat.send("My name is Anna.")
+    chat.save(path, text_only=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["chat.json"]
+    assert Chat.load(demo, path).context_used == 0
+    chat.save(path)
+    assert Chat.load(demo, path).context_used == chat.context_used > 0
+    other = Chat.load(demo, path, kv=KVSettings())
+    assert (other.kv, other.context_used) == (KVSettings(), 0)
+    assert other.send("What is my name?").stats.cached_tokens == 0
+    (tmp_path / "chat.json.kv").write_bytes(b"nonsense")
+    assert Chat.load(demo, path).send("What is my name?").text == other.messages[-1]["content"]
+
+
+def test_saving_while_an_answer_is_under_way_saves_what_is_settled(
+    demo: LanguageModel, tmp_path: Path
+):
+    chat = Chat(demo)
+    pieces = chat.stream("Tell me a story.")
+    next(pieces)
+    chat.save(tmp_path / "early.json")
+    assert not (tmp_path / "early.json.kv").exists()
+    list(pieces)
+    used = chat.context_used
+    pieces = chat.stream("And then?")
+    next(pieces)
+    chat.save(tmp_path / "chat.json")
+    assert used - 2 <= Chat.load(demo, tmp_path / "chat.json").context_used <= used
 
 
 @pytest.mark.parametrize(
@@ -168,6 +216,8 @@ def test_save_and_load_continue_alike(demo: LanguageModel, tmp_path: Path):
         "[]",
         "{}",
         '{"messages": 3, "sampling": {}}',
+        '{"messages": [], "sampling": {"logit_bias": {}}, "kv": {"bits": 5}}',
+        '{"messages": [], "sampling": {"logit_bias": {}}, "kv": {"what": 5}}',
         '{"messages": [{"role": 1}], "sampling": {}}',
         json.dumps({"messages": [], "sampling": {"logit_bias": {}, "wrong": 1}}),
     ],

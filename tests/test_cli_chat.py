@@ -102,7 +102,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def terminal(folder: Path) -> Iterator[Terminal]:
     terminal = Terminal("--seed", "1")
-    terminal.wait(r"demo, [\d,]+ tokens of context\. /help .*\n>")
+    terminal.wait(r"demo, [\d,]+ tokens of context \(up to [\d.]+ MB\)\. /help .*\n>")
     yield terminal
     terminal.process.close(force=True)
 
@@ -110,19 +110,22 @@ def terminal(folder: Path) -> Iterator[Terminal]:
 def test_a_conversation(terminal: Terminal, folder: Path) -> None:
     text = terminal.say(QUESTION, r"first token")
     assert f"> {QUESTION}\n\n{ANSWER}\n\n>" in text
-    assert re.search(r"demo  22 of [\d,]+ tokens  [\d.]+ tok/s  first token [\d.]+ s\Z", text)
+    assert re.search(
+        r"demo  22 of [\d,]+ tokens, [\d.]+ MB  [\d.]+ tok/s  first token [\d.]+ s\Z", text
+    )
 
     terminal.say("/help", r"/exit +leave")
     terminal.clear()
     terminal.say("/regen", re.escape(ANSWER))
-    terminal.say("/save talk.json", r"Saved to talk\.json")
+    terminal.say("/save talk.json", r"Saved to talk\.json and talk\.json\.kv \([\d.]+ KB\)")
     saved = json.loads((folder / "talk.json").read_text())
     assert [m["content"] for m in saved["messages"]] == [QUESTION, ANSWER]
 
     terminal.say("/undo", r"Took the last turn back; 0 turns left\.")
     terminal.say("/undo", "error: there is nothing to undo")
     terminal.say("/load talk.json", r"1 turn from talk\.json")
-    terminal.say("/save", r"Saved to talk\.json\n(.*\n)*.*Saved to talk\.json")
+    terminal.clear()
+    terminal.say("/save-text", r"Saved to talk\.json\n")
     terminal.clear()
     terminal.say("/show messages", f"user: {re.escape(QUESTION)}\nassistant: A violin")
     terminal.say("/new", "A new conversation")

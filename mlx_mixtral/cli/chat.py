@@ -5,7 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_mixtral.cli.options import DraftName, ModelName, SystemPrompt, takes_sampling
+from mlx_mixtral.cli.options import (
+    DraftName,
+    KVBits,
+    KVWindow,
+    ModelName,
+    PromptCacheFile,
+    SystemPrompt,
+    takes_sampling,
+)
 
 
 @takes_sampling
@@ -14,6 +22,9 @@ def chat(
     model: ModelName = None,
     system: SystemPrompt = None,
     draft: DraftName = None,
+    kv_bits: KVBits = None,
+    kv_window: KVWindow = None,
+    prompt_cache: PromptCacheFile = None,
     no_markdown: Annotated[
         bool, typer.Option("--no-markdown", help="Show answers as they are written.")
     ] = False,
@@ -28,21 +39,27 @@ def chat(
     gets the answers alone.
     """
     from mlx_mixtral.cli.input_text import checked, read_lines
+    from mlx_mixtral.cli.kept import check_kept, kept_in
     from mlx_mixtral.cli.keyboard import keys_unechoed
     from mlx_mixtral.cli.loading import load_model
 
     if system is not None:
         checked(system, "the system prompt")
+    check_kept(kv_bits, kv_window, prompt_cache)
     with keys_unechoed():
         draft_lm = load_model(draft) if draft else None
         lm = load_model(model)
         from mlx_mixtral.chat import Chat
-    conversation = Chat(lm, system=system, draft=draft_lm, **sampling)
+    kv = {"kv_bits": kv_bits, "kv_window": kv_window}
+    talk = Chat(lm, system=system, **kv, draft=draft_lm, **sampling)
     if sys.stdin.isatty() and sys.stdout.isatty():
         from mlx_mixtral.cli.chat_terminal import ChatTerminal
 
-        ChatTerminal(lm, conversation, markdown=not no_markdown, history=not no_history).run()
+        terminal = ChatTerminal(lm, talk, markdown=not no_markdown, history=not no_history)
+        with kept_in(prompt_cache, talk.load_kv, lambda *args: terminal.chat.save_kv(*args)):
+            terminal.run()
     else:
         from mlx_mixtral.cli.chat_piped import answer_lines
 
-        answer_lines(conversation, read_lines(), sys.stdout)
+        with kept_in(prompt_cache, talk.load_kv, talk.save_kv):
+            answer_lines(talk, read_lines(), sys.stdout, finish=prompt_cache is not None)

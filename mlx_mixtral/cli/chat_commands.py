@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_mixtral.chat import Chat
+from mlx_mixtral.chat import Chat, kv_path
 from mlx_mixtral.cli.options import parse_logit_bias
+from mlx_mixtral.cli.sizes import size
 from mlx_mixtral.errors import ContextError, UsageError
+from mlx_mixtral.generation.kv import KVSettings
 from mlx_mixtral.generation.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -78,21 +80,34 @@ def show(terminal: "ChatTerminal", topic: str) -> None:
 
 
 def save(terminal: "ChatTerminal", name: str) -> None:
+    _save(terminal, name, text_only=False)
+
+
+def save_text(terminal: "ChatTerminal", name: str) -> None:
+    _save(terminal, name, text_only=True)
+
+
+def _save(terminal: "ChatTerminal", name: str, text_only: bool) -> None:
     path = Path(name).expanduser() if name else terminal.file
     if path is None:
         raise UsageError("/save FILE: this conversation has no file yet")
     if path.exists() and path != terminal.file:
         raise UsageError(f"{path} exists; choose another name")
-    terminal.chat.save(path)
+    terminal.chat.save(path, text_only=text_only)
     terminal.file = path
-    terminal.tell(f"Saved to {path}")
+    beside = kv_path(path)
+    if text_only or not beside.exists():
+        terminal.tell(f"Saved to {path}")
+    else:
+        terminal.tell(f"Saved to {path} and {beside} ({size(beside.stat().st_size)})")
 
 
 def load(terminal: "ChatTerminal", name: str) -> None:
     if not name:
         raise UsageError("/load FILE: which one?")
     path = Path(name).expanduser()
-    terminal.chat = Chat.load(terminal.lm, path, draft=terminal.chat.draft)
+    asked = None if terminal.chat.kv == KVSettings() else terminal.chat.kv
+    terminal.chat = Chat.load(terminal.lm, path, kv=asked, draft=terminal.chat.draft)
     terminal.file = path
     terminal.tell(f"{_turns(terminal.chat)} from {path}")
 
@@ -192,7 +207,8 @@ COMMANDS = {
     "system": Command("[TEXT|none]", "show or change the system prompt", system),
     "set": Command("NAME VALUE", "change a setting", set_),
     "show": Command("[TOPIC]", "settings, messages, system or model", show),
-    "save": Command("[FILE]", "write the conversation to a file", save),
+    "save": Command("[FILE]", "write the conversation to a file, keys and values beside it", save),
+    "save-text": Command("[FILE]", "write the conversation alone", save_text),
     "load": Command("FILE", "go on with a saved conversation", load),
     "regen": Command("", "answer the last message again", regen),
     "undo": Command("", "take the last message and its answer back", undo),

@@ -1,8 +1,7 @@
 """A conversation in a terminal: read, answer, repeat."""
 
-import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,13 @@ from mlx_mixtral.cli.answer_view import AnswerView, MarkdownView, PlainView
 from mlx_mixtral.cli.chat_commands import run_command
 from mlx_mixtral.cli.chat_prompt import HOW_TO_LEAVE, QUOTES, ChatPrompt, DumbPrompt, Prompt
 from mlx_mixtral.cli.input_text import checked
+from mlx_mixtral.cli.interrupt import interrupt_asks
 from mlx_mixtral.cli.keyboard import keys_unechoed
 from mlx_mixtral.cli.markdown import THEME
 from mlx_mixtral.cli.printable import printable
+from mlx_mixtral.cli.sizes import size
 from mlx_mixtral.errors import MixtralError
+from mlx_mixtral.generation.kv import KVSettings
 
 if TYPE_CHECKING:
     from mlx_mixtral.generation.text import Piece
@@ -45,8 +47,12 @@ class ChatTerminal:
             self._prompt = ChatPrompt(status=self._status, history=history)
 
     def run(self) -> None:
-        limit = self.chat.context_limit
-        self.tell(f"{self._name}, {limit:,} tokens of context. /help lists the commands.")
+        limit, most = self.chat.context_limit, size(self.chat.kv_limit)
+        kept = "" if self.chat.kv == KVSettings() else f", {self.chat.kv}"
+        self.tell(
+            f"{self._name}, {limit:,} tokens of context (up to {most}{kept}). "
+            "/help lists the commands."
+        )
         while self.open:
             try:
                 self._act_on(self._prompt.read(len(self.attached)))
@@ -72,7 +78,7 @@ class ChatTerminal:
         self._console.print()
         view: AnswerView = (MarkdownView if self._can_redraw else PlainView)(self._console)
         try:
-            with closing(pieces), keys_unechoed(), _interrupt_stops(self.chat):  # type: ignore[type-var]
+            with closing(pieces), keys_unechoed(), interrupt_asks(self.chat.stop):  # type: ignore[type-var]
                 for piece in pieces:
                     view.push(piece.text)
                     reason = piece.finish_reason
@@ -114,7 +120,8 @@ class ChatTerminal:
 
     def _status(self) -> str:
         chat = self.chat
-        parts = [self._name, f"{chat.context_used:,} of {chat.context_limit:,} tokens"]
+        used = f"{chat.context_used:,} of {chat.context_limit:,} tokens, {size(chat.kv_used)}"
+        parts = [self._name, used]
         if chat.last is not None:
             stats = chat.last.stats
             parts += [f"{stats.generation_tps:.1f} tok/s", f"first token {stats.ttft_s:.2f} s"]
@@ -127,18 +134,3 @@ def unquoted(text: str) -> str:
     if text.startswith(QUOTES):
         text = text.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
     return text
-
-
-@contextmanager
-def _interrupt_stops(chat: Chat) -> Iterator[None]:
-    """The first Ctrl-C ends the answer after its current token, the next one interrupts."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        chat.stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -3,15 +3,28 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_mixtral.cli.options import DraftName, ModelName, SystemPrompt, takes_sampling
+from mlx_mixtral.cli.options import (
+    DraftName,
+    KVBits,
+    KVWindow,
+    ModelName,
+    PromptCacheFile,
+    SystemPrompt,
+    takes_sampling,
+)
 from mlx_mixtral.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlx_mixtral.generation.kv import KVSettings
+    from mlx_mixtral.generation.prompt_cache import PromptCache
     from mlx_mixtral.generation.text import Piece
     from mlx_mixtral.loading import LanguageModel
 
@@ -34,27 +47,65 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with text and figures.")
     ] = False,
+    kv_bits: KVBits = None,
+    kv_window: KVWindow = None,
+    prompt_cache: PromptCacheFile = None,
 ) -> None:
     """Answer one prompt.
 
     The answer goes to standard output as it comes.
     """
+    from mlx_mixtral.cli.kept import check_kept
     from mlx_mixtral.cli.loading import load_model
 
     if raw and system is not None:
         raise UsageError("--raw has no place for --system; put it into the prompt")
+    kv = check_kept(kv_bits, kv_window, prompt_cache)
     text = _prompt(prompt)
     messages = _messages(text.rstrip("\n"), system)
     draft_lm = load_model(draft) if draft else None
     lm = load_model(model)
-    from mlx_mixtral.generation.text import stream
+    ids = lm.tokenizer.encode(text, bos=True) if raw else lm.template.encode(messages)
+    from mlx_mixtral.generation.draft import DraftModel
+    from mlx_mixtral.generation.sampling import Sampling
+    from mlx_mixtral.generation.text import answer
 
-    ids = text if raw else lm.template.encode(messages)
-    pieces = stream(lm, ids, draft=draft_lm, **sampling)
-    if as_json:
-        _print_json(lm, pieces)
-    else:
-        _print_text(pieces)
+    settings, drafter = Sampling.of(**sampling), DraftModel(lm, draft_lm) if draft_lm else None
+    with (
+        _kept(lm, kv, prompt_cache) as (cache, interrupted),
+        closing(answer(lm, ids, settings, cache, interrupted, drafter)) as pieces,  # type: ignore[type-var]
+    ):
+        if as_json:
+            _print_json(lm, pieces)
+        else:
+            _print_text(pieces)
+
+
+@contextmanager
+def _kept(
+    lm: "LanguageModel", kv: "KVSettings", file: Path | None
+) -> Iterator[tuple["PromptCache", Callable[[], bool]]]:
+    """The cache of an answer, and what tells that it is interrupted.
+
+    With a file, Ctrl-C ends the answer after its present token, so that there is to keep.
+    """
+    from mlx_mixtral.cli.interrupt import interrupt_asks
+    from mlx_mixtral.cli.kept import kept_in
+    from mlx_mixtral.generation.kv_file import Owner, read, write
+    from mlx_mixtral.generation.prompt_cache import PromptCache
+
+    stop, cache = Event(), PromptCache(lm.config, kv)
+    with (
+        kept_in(
+            file,
+            lambda path: read(path, cache, Owner.of(lm)),
+            lambda path, tell: write(path, cache, Owner.of(lm), tell),
+        ),
+        interrupt_asks(stop.set) if file else nullcontext(),
+    ):
+        yield cache, stop.is_set
+    if stop.is_set():
+        raise KeyboardInterrupt
 
 
 def _prompt(given: str | None) -> str:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,30 @@ DraftName = Annotated[
         metavar="MODEL",
         help="A smaller model with the same vocabulary; it proposes tokens, so that the same "
         "answer may come sooner.",
+    ),
+]
+KVBits = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-bits",
+        metavar="8|4",
+        help="Quantize keys and values: a long context takes a half or a quarter of the memory.",
+    ),
+]
+KVWindow = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-window",
+        metavar="N",
+        help="Each token sees the last N only, and the first 4: memory stays bounded.",
+    ),
+]
+PromptCacheFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-cache",
+        metavar="FILE",
+        help="Take keys and values from this file, if it is there, and write them at the end.",
     ),
 ]
 
