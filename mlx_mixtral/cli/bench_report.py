@@ -131,10 +131,10 @@ def _loads(report: "Report") -> list[str]:
         return []
     rows = [("loading", "seconds", "ours/it", "arrays", "with a run", "process", "with a run")]
     for side in report.loads:
-        if side.seconds and (most := side.highest):
+        if side.seconds and (one := side.first):
             ratio = f"{side.ratio:.2f}x" if side.ratio else ""
-            arrays = size(most.array_bytes), size(most.run_array_bytes)
-            process = size(most.process_bytes), size(most.run_process_bytes)
+            arrays = size(one.array_bytes), size(one.run_array_bytes)
+            process = size(one.process_bytes), size(one.run_process_bytes)
             rows.append((side.name, rate(side.seconds.median), ratio, *arrays, *process))
     failed = [
         f"{side.name} does not load this: {side.error}" for side in report.loads if side.error

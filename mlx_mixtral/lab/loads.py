@@ -23,12 +23,12 @@ PROMPT, ANSWER = 16, 16
 
 @dataclass(frozen=True)
 class Load:
-    """One load, and a prompt of 16 tokens with an answer of 16 after it.
+    """One load, perhaps with a prompt of 16 tokens and an answer of 16 after it.
 
     Attributes:
         seconds: until all weights were in memory; imports do not count.
         array_bytes, process_bytes: peaks after loading, of MLX's arrays and of the process.
-        run_array_bytes, run_process_bytes: the same after the run.
+        run_array_bytes, run_process_bytes: the same after the run; 0 without one.
     """
 
     seconds: float
@@ -44,14 +44,14 @@ class Loads:
 
     Attributes:
         ratio: our seconds over this side's, the median of the pairs.
-        highest: the peaks of the load that took the most.
+        first: the load that a run followed, which tells the peaks.
         error: why it does not load, or does not run once loaded.
     """
 
     name: str
     seconds: Spread | None = None
     ratio: float | None = None
-    highest: Load | None = None
+    first: Load | None = None
     error: str | None = None
 
 
@@ -68,7 +68,7 @@ def compare_loads(folder: Path, against: Sequence[str], repeat: int, tell: Tell)
             tell(f"{name}: loading, {turn + 1} of {repeat}")
             if name not in errors:
                 try:
-                    loads.append(_load(name, folder))
+                    loads.append(_load(name, folder, run=turn == 0))
                 except MixtralError as error:
                     if name == OURS:
                         raise
@@ -76,11 +76,11 @@ def compare_loads(folder: Path, against: Sequence[str], repeat: int, tell: Tell)
     return [_summary(name, loads, found[OURS], errors.get(name)) for name, loads in found.items()]
 
 
-def _load(name: str, folder: Path) -> Load:
+def _load(name: str, folder: Path, run: bool) -> Load:
+    arguments = {"folder": str(folder), "run": run}
     if name == OURS:
-        return Load(**fresh(load_ours, {"folder": str(folder)}))
-    arguments = {"name": name, "folder": str(folder)}
-    return Load(**fresh(load_opponent, arguments, plain=True))
+        return Load(**fresh(load_ours, arguments))
+    return Load(**fresh(load_opponent, {"name": name, **arguments}, plain=True))
 
 
 def _summary(name: str, loads: list[Load], ours: list[Load], error: str | None) -> Loads:
@@ -88,38 +88,40 @@ def _summary(name: str, loads: list[Load], ours: list[Load], error: str | None) 
         return Loads(name, error=error)
     seconds = [load.seconds for load in loads]
     ratio = None if name == OURS else paired([load.seconds for load in ours], seconds)
-    highest = max(loads, key=lambda load: load.run_process_bytes)
-    return Loads(name, Spread.of(seconds), ratio, highest)
+    return Loads(name, Spread.of(seconds), ratio, loads[0])
 
 
 # --- in the process of its own
 
 
-def load_ours(folder: str) -> dict[str, Any]:
+def load_ours(folder: str, run: bool) -> dict[str, Any]:
     """All of a model: its tokenizer and template too."""
 
     def side() -> Side:
         lm = load(folder)
         return our_side(lm.model, lm.config)
 
-    return _measured(folder, side)
+    return _measured(folder, side, run)
 
 
-def load_opponent(name: str, folder: str) -> dict[str, Any]:
+def load_opponent(name: str, folder: str, run: bool) -> dict[str, Any]:
     """The network alone: mlx-lm's tokenizers come by way of transformers, from code that a
     folder chooses; leaving them out spares it the time."""
-    return _measured(folder, lambda: their_side(load_theirs(name, Path(folder))))
+    return _measured(folder, lambda: their_side(load_theirs(name, Path(folder))), run)
 
 
-def _measured(folder: str, side: Callable[[], Side]) -> dict[str, Any]:
+def _measured(folder: str, side: Callable[[], Side], run: bool) -> dict[str, Any]:
     prompt = prompt_of(PROMPT, read_config(Path(folder)))
     start = time.perf_counter()
     loaded = side()
     mx.synchronize()
     seconds = time.perf_counter() - start
     after = mx.get_peak_memory(), peak_process_bytes()
-    measure(loaded, prompt, ANSWER)
-    return asdict(Load(seconds, *after, mx.get_peak_memory(), peak_process_bytes()))
+    later = (0, 0)
+    if run:
+        measure(loaded, prompt, ANSWER)
+        later = mx.get_peak_memory(), peak_process_bytes()
+    return asdict(Load(seconds, *after, *later))
 
 
 def _read(file: Path) -> None:

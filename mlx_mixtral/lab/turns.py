@@ -20,13 +20,14 @@ SENTENCE = "Tell me what you know of the rivers, the mountains and the people of
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn; the medians of several conversations.
+    """One turn.
 
     Attributes:
         context: tokens of the conversation, this turn's text included.
         new: those of them that had to be computed.
-        ttft_s: by side, seconds to the first token of the answer.
-        whole_s: seconds to it where nothing is kept, and all of ``context`` is computed.
+        ttft_s: by side, seconds to the first token of the answer, the median of several
+            conversations.
+        whole_s: seconds to it where nothing is kept and all of ``context`` is computed; once.
     """
 
     context: int
@@ -63,8 +64,15 @@ def turns_of(
             f"{turns} turns of {len(new)} tokens are too much for the context of {limit}; "
             "lower --turns or --prompt"
         )
-    conversations = [_conversation(lm, sides, turns, text, new, tell) for _ in range(repeat)]
-    return [_median(same) for same in zip(*conversations, strict=True)]
+    spoken = [_conversation(lm, sides, turns, text, new, tell) for _ in range(repeat)]
+    found = []
+    for same in zip(*spoken, strict=True):
+        context, computed, _ = same[0]
+        tell(f"{context} tokens anew")
+        whole = measure(sides[OURS], _as_long(new, context), 2).ttft_s
+        ttft = {name: statistics.median(turn[2][name] for turn in same) for name in sides}
+        found.append(Turn(context, computed, ttft, whole))
+    return found
 
 
 def _text(lm: LanguageModel, length: int) -> tuple[str, list[int]]:
@@ -78,7 +86,8 @@ def _text(lm: LanguageModel, length: int) -> tuple[str, list[int]]:
 
 def _conversation(
     lm: LanguageModel, sides: Mapping[str, Side], turns: int, text: str, new: list[int], tell: Tell
-) -> list[Turn]:
+) -> list[tuple[int, int, dict[str, float]]]:
+    """Turn by turn: tokens of the conversation, new ones, and seconds to the first by side."""
     chat = Chat(lm, temperature=0.0, max_tokens=ANSWER)
     caches = {name: side.caches() for name, side in sides.items() if name != OURS}
     found = []
@@ -88,9 +97,7 @@ def _conversation(
         ttft = {OURS: seconds}
         for name, kept in caches.items():
             ttft[name] = measure(sides[name], new, ANSWER, kept).ttft_s
-        whole = measure(sides[OURS], _as_long(new, stats.prompt_tokens), 2).ttft_s
-        computed = stats.prompt_tokens - stats.cached_tokens
-        found.append(Turn(stats.prompt_tokens, computed, ttft, whole))
+        found.append((stats.prompt_tokens, stats.prompt_tokens - stats.cached_tokens, ttft))
     return found
 
 
@@ -105,13 +112,3 @@ def _say(chat: Chat, text: str) -> tuple[float, Stats]:
 
 def _as_long(tokens: list[int], length: int) -> list[int]:
     return (tokens * (length // len(tokens) + 1))[:length]
-
-
-def _median(turns: tuple[Turn, ...]) -> Turn:
-    first = turns[0]
-    return Turn(
-        first.context,
-        first.new,
-        {name: statistics.median(t.ttft_s[name] for t in turns) for name in first.ttft_s},
-        statistics.median(t.whole_s for t in turns),
-    )
