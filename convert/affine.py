@@ -60,7 +60,7 @@ def fit(
     weights: Array,
     bits: int,
     dtype: mx.Dtype,
-    known: tuple[Array, Array],
+    known: tuple[Array, Array] | None = None,
     importance: Array | None = None,
 ) -> Fit:
     """The codes, scales and biases for groups of ``weights`` [groups, group size, rows].
@@ -79,6 +79,8 @@ def fit(
     # The best bias for the codes and for the scale as it is stored.
     biases = stored(xp, _mean(xp, weights - codes * scales, importance), dtype)
     ours = _rounded(xp, weights, scales, biases, bits)
+    if known is None:
+        return ours
     theirs = _rounded(xp, weights, *known, bits)
     better = _loss(weights, ours, importance) < _loss(weights, theirs, importance)
     return Fit(*(xp.where(better, a, b) for a, b in zip(ours, theirs, strict=True)))

@@ -46,7 +46,7 @@ class LocalFeed:
         self._skeleton.fill(file.name, file)
 
     def fetch(self, file: Path, beat: Callable[[str], None]) -> None:
-        """See ``pipeline.Feed``."""
+        """See ``run.Feed``."""
         if self._skeleton.is_hollow(file.name):
             raise ModelError(
                 f"{file.name} was converted and deleted before, but what was made of it is "
@@ -54,7 +54,7 @@ class LocalFeed:
             )
 
     def drop(self, file: Path) -> None:
-        """See ``pipeline.Feed``."""
+        """See ``run.Feed``."""
         real = Path(self.identity, file.name)
         with reported(real):
             self._skeleton.empty(file.name)
@@ -84,7 +84,7 @@ class HubFeed:
                 skeleton.add(name, header(repository, file), file.size)
 
     def fetch(self, file: Path, beat: Callable[[str], None]) -> None:
-        """See ``pipeline.Feed``."""
+        """See ``run.Feed``."""
         if self._skeleton.is_hollow(file.name):
             self._whole.mkdir(exist_ok=True)
             remote = self._files[file.name]
@@ -96,7 +96,7 @@ class HubFeed:
             self._skeleton.fill(file.name, real)
 
     def drop(self, file: Path) -> None:
-        """See ``pipeline.Feed``."""
+        """See ``run.Feed``."""
         real = self._whole / file.name
         with reported(real):
             self._skeleton.empty(file.name)

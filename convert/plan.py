@@ -7,7 +7,8 @@ from functools import cached_property
 
 import mlx.core as mx
 
-from convert.quantize import Effort, quantize, raw, slots
+from convert.calibration import Calibration
+from convert.quantize import Effort, cooked, quantize, raw, slots
 from convert.readers import Part, Source, Tensor
 from convert.recipe import as_it_is, check_shapes, spec_of
 from convert.writer import ShardWriter, Slot, combined
@@ -27,6 +28,11 @@ class Job:
     slots: tuple[Slot, ...]
     index: int
     count: int
+
+    @property
+    def name(self) -> str:
+        """Of the source's tensor."""
+        return self.slots[0].name
 
     @property
     def places(self) -> list[tuple[str, int, int]]:
@@ -56,8 +62,9 @@ class Job:
         """The part, as it is to be quantized; checked, where that is little beside the work."""
         weight = self.part.read()
         if self.effort != "fast" and not mx.isfinite(weight).all():
-            name = self.slots[0].name
-            raise ModelError(f"{name} holds values that are not numbers; fetch the model again")
+            raise ModelError(
+                f"{self.name} holds values that are not numbers; fetch the model again"
+            )
         return weight
 
     def put(self, arrays: Sequence[mx.array], writer: ShardWriter) -> int:
@@ -67,6 +74,14 @@ class Job:
             for (name, at, _), array in zip(self.places, arrays, strict=True)
         ]
         return combined(checksums)
+
+    def written(self, writer: ShardWriter) -> tuple[mx.array, ...]:
+        """What ``put`` was given, read back."""
+        shape = (*((self.part.shape[0],) if len(self.part.shape) > 1 else ()), -1)
+        return tuple(
+            cooked(writer.get(*place), slot).reshape(shape)
+            for place, slot in zip(self.places, self.slots, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,8 @@ class Plan:
     dtypes: Mapping[str, mx.Dtype]
     """What each tensor, or its scales, are stored in."""
     effort: Effort = "fast"
+    calibration: Calibration | None = None
+    """What the best effort looks at; no other needs it."""
 
     def spec(self, name: str) -> QuantSpec | None:
         """How tensor ``name`` is quantized."""
@@ -107,6 +124,13 @@ class Plan:
         return sum(slot.nbytes for group in self.slots.values() for slot in group)
 
     @property
+    def working_bytes(self) -> int:
+        """Room on the disk that is needed meanwhile: hidden states, the last and the next."""
+        if not self.calibrated or self.calibration is None:
+            return 0
+        return 2 * 4 * self.calibration.ids.size * self.config.hidden_size
+
+    @property
     def parameters(self) -> int:
         """Number of weights of the model."""
         return sum(math.prod(tensor.shape) for tensor in self.source.tensors.values())
@@ -127,6 +151,11 @@ class Plan:
         """The type of the model's 16-bit tensors."""
         return _half(self.source.tensors)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether a text has to be followed through the model."""
+        return any(job.effort == "best" for job in self.jobs)
+
     @cached_property
     def jobs(self) -> tuple["Job", ...]:
         """The work, part by part."""
@@ -139,16 +168,24 @@ class Plan:
         )  # fmt: skip
 
 
-def plan(source: Source, recipe: Quantization | None, effort: Effort = "fast") -> Plan:
+def plan(
+    source: Source,
+    recipe: Quantization | None,
+    effort: Effort = "fast",
+    calibration: Calibration | None = None,
+) -> Plan:
     """Lay out the conversion of ``source``; no weights are read.
 
+    Without a ``calibration`` the best effort takes the text that comes along.
+
     Raises:
-        UsageError: the recipe does not fit the source's shapes.
+        UsageError: the recipe does not fit the source's shapes, or the best effort finds no
+            tokenizer.model to read a text with.
     """
     shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
     check_shapes(recipe, shapes)
     half = _half(source.tensors)
-    unkept = Plan(source, replace(source.config, quantization=recipe), {}, {}, effort)
+    unkept = Plan(source, replace(source.config, quantization=recipe), {}, {}, effort, calibration)
     dtypes = {
         name: half if tensor.dtype == mx.float32 and not unkept.kept(name) else tensor.dtype
         for name, tensor in source.tensors.items()
@@ -156,7 +193,10 @@ def plan(source: Source, recipe: Quantization | None, effort: Effort = "fast") -
     groups = {
         name: tuple(slots(name, shapes[name], dtypes[name], unkept.spec(name))) for name in shapes
     }
-    return replace(unkept, slots=groups, dtypes=dtypes)
+    made = replace(unkept, slots=groups, dtypes=dtypes)
+    if made.calibrated and calibration is None:
+        return replace(made, calibration=Calibration.of(source))
+    return made
 
 
 def own_recipe(source: Source) -> Quantization | None:

@@ -95,6 +95,12 @@ def packed(
     return words, *(array.astype(dtype) for array in rest)
 
 
+def cooked(data: bytes, slot: Slot) -> mx.array:
+    """The numbers, in one row, whose ``raw`` bytes in ``slot`` are ``data``."""
+    [dtype] = [dtype for dtype, name in _DTYPES.items() if name == slot.dtype]
+    return mx.array(np.frombuffer(data, np.uint8)).view(dtype)
+
+
 def _better(weight: mx.array, spec: QuantSpec) -> tuple[mx.array, ...]:
     """Some rows at a time: in MLX on a GPU, in NumPy on a CPU, where it is twice as fast."""
     on_gpu = mx.default_device() == mx.Device(mx.gpu)

@@ -142,6 +142,16 @@ class ShardWriter:
         self._count(shard, region)
         return region.crc
 
+    def get(self, name: str, at: int, size: int) -> bytes:
+        """``size`` bytes of tensor ``name``, ``at`` bytes from its start, that were put there."""
+        shard = self._shard_of[name]
+        with (self.folder / shard.file).open("rb", buffering=0) as file:
+            file.seek(shard.offsets[name] + at)
+            data = file.read(size)
+        if len(data) < size:
+            raise MixtralError(f"{self.folder / shard.file} has become shorter; convert again")
+        return data
+
     def find(self, places: Sequence[tuple[str, int, int]], crc: int) -> bool:
         """Whether what an earlier run put at ``places`` (name, at, size) has checksum ``crc``.
 

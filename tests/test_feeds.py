@@ -10,7 +10,8 @@ from checkpoints import quantization, tiny_config, write_hf, write_mlx
 
 from convert.feeds import LocalFeed
 from convert.journal import Journal
-from convert.pipeline import FILES_AT_ONCE, convert
+from convert.pipeline import convert
+from convert.run import FILES_AT_ONCE
 from convert.plan import own_recipe, plan
 from convert.readers.detect import open_source
 from convert.recipe import uniform
