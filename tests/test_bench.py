@@ -245,7 +245,6 @@ def test_loads_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
 def test_an_opponent_that_cannot_load_is_told(tmp_path: Path) -> None:
     config = tiny_config()
     folder = write_hf(tmp_path, config)
-    (folder / "tokenizer.model").write_bytes((demo_folder() / "tokenizer.model").read_bytes())
     changed = json.loads((folder / "config.json").read_text()) | {"model_file": "code.py"}
     (folder / "config.json").write_text(json.dumps(changed))
     ours, theirs = compare_loads(folder, ("mlx-lm",), 1, lambda _: None)

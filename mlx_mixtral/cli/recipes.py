@@ -30,9 +30,7 @@ def recipes(
     print(f"{'recipe':<11}{model:>9}  bits  what it is")
     for row in rows:
         print(f"{row['name']:<11}{size(row['bytes']):>9}  {row['bits']:>4.1f}  {row['about']}")
-    print(
-        "\nThe router stays at 16 bits. To use one: convert SOURCE -o OUT --recipe NAME"
-    )
+    print("\nThe router stays at 16 bits. To use one: convert SOURCE -o OUT --recipe NAME")
 
 
 def _row(recipe: "Recipe", config: "ModelConfig") -> dict[str, Any]:

@@ -14,9 +14,9 @@ from mlx_mixtral.config import read_config
 from mlx_mixtral.errors import MixtralError
 from mlx_mixtral.lab.fresh import fresh
 from mlx_mixtral.lab.machine import peak_process_bytes
-from mlx_mixtral.lab.opponents import load_theirs, their_side
+from mlx_mixtral.lab.opponents import import_theirs, load_theirs, their_side
 from mlx_mixtral.lab.runs import OURS, Side, Spread, Tell, measure, our_side, paired, prompt_of
-from mlx_mixtral.loading import load
+from mlx_mixtral.loading import load_model
 
 PROMPT, ANSWER = 16, 16
 
@@ -26,7 +26,7 @@ class Load:
     """One load, perhaps with a prompt of 16 tokens and an answer of 16 after it.
 
     Attributes:
-        seconds: until all weights were in memory; imports do not count.
+        seconds: until all weights were in memory; imports and tokenizers do not count.
         array_bytes, process_bytes: peaks after loading, of MLX's arrays and of the process.
         run_array_bytes, run_process_bytes: the same after the run; 0 without one.
     """
@@ -91,27 +91,26 @@ def _summary(name: str, loads: list[Load], ours: list[Load], error: str | None) 
     return Loads(name, Spread.of(seconds), ratio, loads[0])
 
 
-# --- in the process of its own
+# --- in the process of its own, the network alone: mlx-lm's tokenizers come by way of
+# transformers, from code that a folder chooses
 
 
 def load_ours(folder: str, run: bool) -> dict[str, Any]:
-    """All of a model: its tokenizer and template too."""
-
-    def side() -> Side:
-        lm = load(folder)
-        return our_side(lm.model, lm.config)
-
-    return _measured(folder, side, run)
+    """As ``loading.load`` does."""
+    path = Path(folder)
+    config = read_config(path)
+    return _measured(path, lambda: our_side(load_model(path, config), config), run)
 
 
 def load_opponent(name: str, folder: str, run: bool) -> dict[str, Any]:
-    """The network alone: mlx-lm's tokenizers come by way of transformers, from code that a
-    folder chooses; leaving them out spares it the time."""
-    return _measured(folder, lambda: their_side(load_theirs(name, Path(folder))), run)
+    """As ``mlx_lm.load`` does."""
+    import_theirs()
+    path = Path(folder)
+    return _measured(path, lambda: their_side(load_theirs(name, path)), run)
 
 
-def _measured(folder: str, side: Callable[[], Side], run: bool) -> dict[str, Any]:
-    prompt = prompt_of(PROMPT, read_config(Path(folder)))
+def _measured(folder: Path, side: Callable[[], Side], run: bool) -> dict[str, Any]:
+    prompt = prompt_of(PROMPT, read_config(folder))
     start = time.perf_counter()
     loaded = side()
     mx.synchronize()

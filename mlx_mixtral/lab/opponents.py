@@ -41,6 +41,11 @@ def mlx_lm(name: str, folder: Path | None, config: ModelConfig, ours: Transforme
     return their_side(model)
 
 
+def import_theirs() -> None:
+    """Import mlx-lm beforehand where loading is timed: it takes over a second."""
+    import mlx_lm.utils  # noqa: F401
+
+
 def load_theirs(name: str, folder: Path) -> nn.Module:
     """mlx-lm's model of a folder, its weights in memory."""
     model = _lazy(name, folder)
