@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,9 @@ OWN = Path(__file__).parent / "calibration.jsonl"
 WINDOW = 512
 MOST = 128
 """Windows at most: hidden states of all of them are in memory."""
+
+Text = str | list[dict[str, str]]
+"""Running text, or the messages of a chat."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Calibration:
                 shutil.copy(carried, folder)
             for name, content in source.made.items():
                 Path(folder, name).write_bytes(content)
-            tokens = _tokens(list(_texts(file)), Path(folder), file)
+            tokens = _tokens(texts(file), Path(folder), file)
         config = source.config
         if max(tokens, default=0) >= config.vocab_size:
             raise ModelError("tokenizer.model has more tokens than the model; they are no pair")
@@ -72,8 +74,12 @@ class Calibration:
         return hashlib.sha256(repr(self.ids.shape).encode() + self.ids.tobytes()).hexdigest()
 
 
-def _texts(file: Path) -> Iterator[str | list[dict[str, str]]]:
-    """Texts, and chats as lists of messages."""
+def texts(file: Path) -> list[Text]:
+    """What ``file`` holds.
+
+    Raises:
+        UsageError: there is no such file, or it is no text.
+    """
     try:
         content = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -81,14 +87,15 @@ def _texts(file: Path) -> Iterator[str | list[dict[str, str]]]:
     except OSError as error:
         raise UsageError(f"--calibration {file}: {error.strerror or error}") from None
     if file.suffix != ".jsonl":
-        yield content
-        return
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            yield _entry(line, f"--calibration {file}, line {number}")
+        return [content]
+    return [
+        _entry(line, f"--calibration {file}, line {number}")
+        for number, line in enumerate(content.splitlines(), 1)
+        if line.strip()
+    ]
 
 
-def _entry(line: str, where: str) -> str | list[dict[str, str]]:
+def _entry(line: str, where: str) -> Text:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -102,7 +109,7 @@ def _entry(line: str, where: str) -> str | list[dict[str, str]]:
     raise UsageError(f'{where}: neither {{"text": ...}} nor {{"messages": [...]}}')
 
 
-def _tokens(texts: list[str | list[dict[str, str]]], folder: Path, file: Path) -> list[int]:
+def _tokens(texts: list[Text], folder: Path, file: Path) -> list[int]:
     try:
         tokenizer = Tokenizer.from_folder(folder)
         template = template_for(tokenizer, folder)

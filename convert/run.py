@@ -1,7 +1,7 @@
 """The parts of a conversion on their way: in any order, several at a time."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
@@ -39,6 +39,11 @@ class Feed(Protocol):
 def _workers() -> ThreadPoolExecutor:
     """Kept for good: MLX gives each thread a stream, whose own thread would outlive it."""
     return ThreadPoolExecutor(WORKERS)
+
+
+def in_parallel(work: Callable[[int], object], numbers: Iterable[int]) -> None:
+    """As the parts of a conversion are done."""
+    list(_workers().map(work, numbers))
 
 
 class Run:

@@ -1,6 +1,7 @@
 """``best``: a text's way through the model, and errors that are made up for."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from checkpoints import random_ids, tiny_config, write_hf
 from convert import calibrated, walk
 from convert.affine import fit
 from convert.calibration import OWN, Calibration
+from convert.estimate import expected_seconds
 from convert.feedback import Feedback, rounded
 from convert.forward import rms_norm
 from convert.pipeline import convert
@@ -384,3 +386,53 @@ def test_a_tokenizer_that_came_with_the_weights(moe):
     made = {"tokenizer.model": (moe / "tokenizer.model").read_bytes()}
     found = Calibration.of(replace(opened, folder=None, made=made))
     assert found.identity == Calibration.of(opened).identity
+
+
+# --- the command
+
+
+def run(*arguments: object):
+    from typer.testing import CliRunner
+
+    from mlx_mixtral.cli.app import app
+
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("effort", ["fast", "better", "best"])
+def test_a_dry_run_tells_the_effort_and_its_time(moe, tmp_path, effort):
+    done = run(moe, "-o", tmp_path / "out", "--dry-run", "--group-size", "32", "--effort", effort)
+    assert done.exit_code == 0
+    assert re.search(rf"effort {effort}: quantizing takes (about|less) .* here\n", done.output)
+    kept = run(moe, "-o", tmp_path / "out", "--dry-run", "--bits", "16", "--effort", effort)
+    assert "effort" not in kept.output
+
+
+def test_the_best_effort_as_a_command(moe, text, straight, tmp_path):
+    done = run(
+        moe, "-o", tmp_path / "out", "--bits", "3", "--group-size", "32", "--effort", "best",
+        "--calibration", text,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert same_weights(tmp_path / "out", straight)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--calibration", "x"], "--calibration is for --effort best"),
+        (["--effort", "best", "--calibration", "nowhere.txt"], "nowhere.txt: No such file"),
+    ],
+)
+def test_what_does_not_fit_together(moe, tmp_path, options, message):
+    done = run(moe, "-o", tmp_path / "out", *options)
+    assert isinstance(done.exception, UsageError)
+    assert message in str(done.exception)
+
+
+def test_more_effort_is_expected_to_take_longer(moe):
+    seconds = [
+        expected_seconds(planned(moe, OWN, effort=effort)) for effort in ("fast", "better", "best")
+    ]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < 1000
+    assert expected_seconds(planned(moe, OWN, bits=16)) == 0

@@ -26,10 +26,10 @@ from mlx_mixtral.cli.sources import (
 )
 
 if TYPE_CHECKING:
-    from convert.run import Feed
     from convert.plan import Plan
     from convert.quantize import Effort
     from convert.readers import Source
+    from convert.run import Feed
     from convert.sources.address import Address
     from convert.sources.magnet import Settings
     from mlx_mixtral.config import Quantization
@@ -69,6 +69,15 @@ def convert(
             "hours.",
         ),
     ] = "better",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='The text for --effort best: plain, or .jsonl with a {"messages": [...]} or '
+            '{"text": ...} a line. One in five languages comes along.',
+            show_default=False,
+        ),
+    ] = None,
     file: FileOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what would be done.")
@@ -96,7 +105,7 @@ def convert(
     from convert.target import check_target
 
     check_target(out)
-    wanted = _Wanted(bits, group_size, recipe, effort)
+    wanted = _Wanted(bits, group_size, recipe, effort, calibration)
     settings = swarm_settings(listen, upload_limit, peer, no_discovery)
     address = parse(source)
     if dry_run:
@@ -128,12 +137,18 @@ class _Wanted:
     group_size: int | None
     recipe: str | None
     effort: "Effort"
+    calibration: Path | None
 
     def __post_init__(self) -> None:
+        from convert.calibration import texts
         from convert.recipe import named, uniform
         from mlx_mixtral.errors import UsageError
 
         uniform(self.bits or 4, self.group_size or 64)
+        if self.calibration and self.effort != "best":
+            raise UsageError("--calibration is for --effort best; add that, or leave it out")
+        if self.calibration:
+            texts(self.calibration)
         if self.recipe is not None:
             named(self.recipe)
             if self.bits is not None or self.group_size is not None:
@@ -143,9 +158,11 @@ class _Wanted:
                 )
 
     def plan(self, source: "Source") -> "Plan":
+        from convert.calibration import Calibration
         from convert.plan import plan
 
-        return plan(source, self._for(source), self.effort)
+        text = Calibration.of(source, self.calibration) if self.calibration else None
+        return plan(source, self._for(source), self.effort, text)
 
     def _for(self, source: "Source") -> "Quantization | None":
         from convert.plan import own_recipe
@@ -257,6 +274,8 @@ def _delete(source: "Source") -> None:
 
 
 def _show(plan: "Plan", out: Path) -> None:
+    from convert.estimate import expected_seconds
+
     tensors = plan.source.tensors
     kept = sum(plan.kept(name) for name in tensors)
     print(f"{plan.source.form}: {size(plan.source_bytes)} to read, {plan.parameters:,} parameters")
@@ -265,6 +284,12 @@ def _show(plan: "Plan", out: Path) -> None:
     for note in plan.source.notes:
         tell(f"note: {note}")
     print(f"{out} would hold {_size(plan)}")
+    if any(job.spec and not job.kept for job in plan.jobs):
+        print(f"effort {plan.effort}: quantizing takes {_about(expected_seconds(plan))} here")
+
+
+def _about(seconds: float) -> str:
+    return "less than a second" if seconds < 1 else f"about {duration(seconds)}"
 
 
 def _size(plan: "Plan") -> str:
