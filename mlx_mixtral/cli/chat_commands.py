@@ -168,6 +168,8 @@ def _show_model(terminal: "ChatTerminal") -> None:
         f"{config.num_experts_per_tok} of {config.num_local_experts} experts a token, "
         f"context {terminal.chat.context_limit:,}"
     )
+    used, most = size(terminal.chat.kv_used), size(terminal.chat.kv_limit)
+    terminal.tell(f"{terminal.chat.kv}: {used} now, {most} when the context is full")
 
 
 def _settings(terminal: "ChatTerminal") -> dict[str, str]:

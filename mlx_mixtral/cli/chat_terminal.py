@@ -18,7 +18,6 @@ from mlx_mixtral.cli.markdown import THEME
 from mlx_mixtral.cli.printable import printable
 from mlx_mixtral.cli.sizes import size
 from mlx_mixtral.errors import MixtralError
-from mlx_mixtral.generation.kv import KVSettings
 
 if TYPE_CHECKING:
     from mlx_mixtral.generation.text import Piece
@@ -48,11 +47,8 @@ class ChatTerminal:
 
     def run(self) -> None:
         limit, most = self.chat.context_limit, size(self.chat.kv_limit)
-        kept = "" if self.chat.kv == KVSettings() else f", {self.chat.kv}"
-        self.tell(
-            f"{self._name}, {limit:,} tokens of context (up to {most}{kept}). "
-            "/help lists the commands."
-        )
+        context = f"{limit:,} tokens of context (up to {most})"
+        self.tell(f"{self._name}, {context}. /help lists the commands.")
         while self.open:
             try:
                 self._act_on(self._prompt.read(len(self.attached)))
