@@ -10,8 +10,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,14 @@ from mlx_mixtral.cli import main
 from mlx_mixtral.config import ModelConfig, read_config
 from mlx_mixtral.errors import MixtralError, ModelError, UsageError
 from mlx_mixtral.lab import heldout as texts
+from mlx_mixtral.lab import quality as qualities
 from mlx_mixtral.lab import reference as references
 from mlx_mixtral.lab.divergence import mean, perplexity, ratio, spread
 from mlx_mixtral.lab.heldout import Heldout, default_text, heldout
 from mlx_mixtral.lab.layerwise import Layerwise, step
 from mlx_mixtral.lab.quality import Comparison, Quality, check_comparable, divergence, quality
 from mlx_mixtral.lab.reference import Reference, reference
-from mlx_mixtral.lab.windows import Window, llama_chunks, sliding
+from mlx_mixtral.lab.windows import Pack, Window, llama_chunks, packs, sliding
 from mlx_mixtral.loading import load_model
 
 GOLDEN = sorted(p.parent for p in (Path(__file__).parent / "golden").glob("*/golden.npz"))
@@ -54,6 +57,15 @@ TEXT = (
 
 Array = np.ndarray
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_packs() -> Iterator[None]:
+    """So that these short texts make more than one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (references, qualities):
+            patch.setattr(module, "packs", partial(packs, most=40))
+        yield
 
 
 def silent(need: int, folder: Path) -> None:
@@ -95,6 +107,25 @@ def test_llama_cpps_chunks() -> None:
         assert chunk.targets == tuple(token for _, token in judged)
     assert llama_chunks(text[:1022], 1) == []  # 1023 tokens with <s>: less than two chunks
     assert len(llama_chunks(text[:1023], 1)) == 2
+
+
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=30), st.integers(10, 60))
+def test_packs_hold_all_windows(lengths: list[int], most: int) -> None:
+    windows = [
+        Window((1, *range(100 * n, 100 * n + size - 1)), max(1, size // 2))
+        for n, size in enumerate(lengths, 1)
+    ]
+    found = packs(windows, most)
+    assert [w.ids for pack in found for w in pack.windows] == [w.ids for w in windows]
+    for pack in found:
+        assert len(pack.ids) <= most or len(pack.windows) == 1
+        ids = pack.ids
+        assert [ids[row + 1] for row in pack.rows] == pack.targets
+        assert len(pack.targets) == pack.count
+        at = [ids[place] for place in pack.places]
+        assert at == [list(window.ids) for window in pack.windows]
+    for one, two in pairwise(found):
+        assert len(one.ids) + len(two.windows[0].ids) > most
 
 
 # --- texts
@@ -218,26 +249,24 @@ def test_a_spread() -> None:
 def test_layer_by_layer_is_the_same_as_transformers(folder: Path) -> None:
     golden = np.load(folder / "golden.npz")
     model = Layerwise(folder)
-    windows = [Window(tuple(row.tolist()), 1) for row in golden["ids"]]
-    hidden = [model.embed(window) for window in windows]
+    pack = Pack(tuple(Window(tuple(row.tolist()), 1) for row in golden["ids"]))
+    hidden = model.embed(pack)
     for number in range(model.config.num_hidden_layers):
         layer, _ = model.layer(number)
-        hidden = [
-            step(layer, h, model.mask(w)).output for h, w in zip(hidden, windows, strict=True)
-        ]
+        hidden = step(layer, hidden, pack, model.masks(pack)).output
     tolerance = 2e-2 if mx.default_device() == mx.Device(mx.gpu) else 5e-5
-    for state, window, logits in zip(hidden, windows, golden["logits"], strict=True):
-        found = np.concatenate([np.array(part) for _, part in model.predictions(state, window)])
-        assert relative_difference(found, log_softmax(logits[:-1])) < tolerance
+    found = np.concatenate([np.array(part) for _, part in model.predictions(hidden, pack)])
+    wanted = log_softmax(golden["logits"][:, :-1].reshape(-1, found.shape[-1]))
+    assert relative_difference(found, wanted) < tolerance
 
 
 def test_predictions_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Layerwise(GOLDEN[0])
-    window = Window((1, *range(3, 20)), 5)
-    hidden = model.embed(window)
-    ((_, whole),) = model.predictions(hidden, window)
+    pack = Pack((Window((1, *range(3, 12)), 5), Window((1, *range(12, 22)), 3)))
+    hidden = model.embed(pack)
+    ((_, whole),) = model.predictions(hidden, pack)
     monkeypatch.setattr("mlx_mixtral.lab.layerwise.AT_ONCE", 4)
-    parts = list(model.predictions(hidden, window))
+    parts = list(model.predictions(hidden, pack))
     assert [part for part, _ in parts] == [slice(0, 4), slice(4, 8), slice(8, 12), slice(12, 13)]
     assert relative_difference(np.concatenate([np.array(p) for _, p in parts]), whole) < 1e-6
 
@@ -429,7 +458,8 @@ def test_the_routers_share_equals_numpys(pair: dict[str, Any], measured: Any) ->
 
 def test_the_damage_of_each_layer_equals_numpys(pair: dict[str, Any], measured: Any) -> None:
     text, recorded, found, whole, four = measured
-    assert recorded.watched == tuple(range(len(text.windows)))
+    assert recorded.watched == tuple(range(len(packs(text.windows, 40))))
+    assert len(recorded.watched) > 1
     assert found.comparison.watched == sum(len(window.ids) for window in text.windows)
     for n, damage in enumerate(found.comparison.layers):
         ours: dict[str, list[Any]] = {"own": [], "cumulated": [], "kept": [], "run": []}
@@ -584,12 +614,12 @@ def test_a_reference_cut_short_is_computed_again(
     monkeypatch.setenv("MIXTRAL_MLX_HOME", str(tmp_path))
     text = heldout(pair["whole"], pair["text"])
     first = reference(pair["whole"], text, silent)
-    for name in ("window-00001.safetensors", "layer-002.safetensors", "about.json"):
+    for name in ("pack-00001.safetensors", "layer-002.safetensors", "about.json"):
         file = first.folder / name
         os.truncate(file, file.stat().st_size - 1)
         again = reference(pair["whole"], text, silent)
         assert np.array_equal(again.nll, first.nll)
-        assert again.log_probs(1).shape == (text.windows[1].count, 4096)
+        assert again.log_probs(1).shape == (packs(text.windows, 40)[1].count, 4096)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("no space left")])
@@ -649,13 +679,14 @@ def test_few_windows_are_watched_of_a_long_text(
     monkeypatch.setenv("MIXTRAL_MLX_HOME", str(tmp_path))
     text = heldout(pair["whole"], pair["text"])
     token = 2 * (2 + 2) * 64 * mx.float32.size
-    monkeypatch.setattr(references, "LAYER_BYTES", 2 * 24 * token)
+    monkeypatch.setattr(references, "LAYER_BYTES", 48 * token)
     recorded = reference(pair["whole"], text, silent)
-    assert recorded.watched == tuple(range(0, len(text.windows), 2))[: len(recorded.watched)]
-    assert 1 <= len(recorded.watched) < len(text.windows)
+    own = packs(text.windows, 40)
+    assert recorded.watched == (0, 2)
+    assert len(own) == 3
     found = quality("four", pair["four"], text, ("whole", recorded))
     assert found.comparison is not None
-    assert found.comparison.watched == sum(len(text.windows[i].ids) for i in recorded.watched)
+    assert found.comparison.watched == sum(len(own[i].ids) for i in recorded.watched)
 
 
 # --- the command
@@ -745,9 +776,19 @@ def test_what_cannot_be_compared(run: Run, pair: dict[str, Any], tmp_path: Path)
     config = json.loads((longer / "config.json").read_text()) | {"max_position_embeddings": 32}
     (longer / "config.json").write_text(json.dumps(config))
     code, _, err = run(pair["four"], "--reference", longer, "--text", pair["text"])
-    assert (code, "other tokens" in err) == (2, True)
-    (longer / "tokenizer.model").unlink()
-    assert run(longer, "--text", pair["text"])[0] == ModelError.exit_code
+    assert (code, "different tokens" in err) == (2, True)
+
+
+def test_without_a_tokenizer_the_references_is_taken(
+    run: Run, pair: dict[str, Any], measured: Any, tmp_path: Path
+) -> None:
+    bare = shutil.copytree(pair["four"], tmp_path / "bare")
+    (bare / "tokenizer.model").unlink()
+    code, _, err = run(bare, "--text", pair["text"])
+    assert (code, "tokenizer" in err) == (ModelError.exit_code, True)
+    given = (bare, "--text", pair["text"], "--reference", pair["whole"], "--json")
+    code, out, _ = run(*given)
+    assert (code, json.loads(out)["tokens"]) == (0, measured[2].tokens)
 
 
 def test_ctrl_c_leaves_nothing(spawn: Any, tmp_path: Path) -> None:

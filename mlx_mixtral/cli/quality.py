@@ -61,17 +61,19 @@ def quality(
     use_system_blas()  # before MLX is imported
     from mlx_mixtral.catalog import default_name, resolve
     from mlx_mixtral.cli.progress import progress_bar
-    from mlx_mixtral.lab.heldout import heldout
     from mlx_mixtral.lab.plot import check_plot
+    from mlx_mixtral.lab.quality import check_comparable
     from mlx_mixtral.lab.quality import quality as measure
     from mlx_mixtral.lab.quality_plot import plot as draw
 
     if plot:
         check_plot(plot)
     name = model or default_name()
-    folder = resolve(name)
-    cut = heldout(folder, text, tokens)
-    against = (reference, _reference(reference, folder, cut, tokens)) if reference else None
+    folder, other = resolve(name), resolve(reference) if reference else None
+    if other:
+        check_comparable(folder, other)
+    cut = _cut([folder, *([other] if other else [])], text, tokens)
+    against = (reference, _reference(reference, other, cut)) if reference and other else None
     with progress_bar(f"measuring {name}") as advance:
         found = measure(name, folder, cut, against, advance)
     if plot:
@@ -79,20 +81,24 @@ def quality(
     _show(found, plot, as_json)
 
 
-def _reference(name: str, model: Path, cut: "Heldout", tokens: int) -> "Reference":
-    """What the reference makes of the text, from disk or computed now."""
-    from mlx_mixtral.catalog import resolve
-    from mlx_mixtral.cli.progress import progress_bar
+def _cut(folders: list[Path], text: Path | None, tokens: int) -> "Heldout":
+    """The text in tokens; a model without tokenizer.model, as mlx-lm leaves one, is measured
+    with its reference's."""
     from mlx_mixtral.lab.heldout import heldout
-    from mlx_mixtral.lab.quality import check_comparable
+
+    able = [folder for folder in folders if any(folder.glob("tokenizer.model*"))]
+    cuts = [heldout(folder, text, tokens) for folder in able or folders]
+    if cuts[0].windows != cuts[-1].windows:
+        name = cuts[0].file.name
+        raise UsageError(f"{folders[0]} and {folders[-1]} cut {name} into different tokens")
+    return cuts[0]
+
+
+def _reference(name: str, folder: Path, cut: "Heldout") -> "Reference":
+    """What the reference makes of the text, from disk or computed now."""
+    from mlx_mixtral.cli.progress import progress_bar
     from mlx_mixtral.lab.reference import reference
 
-    folder = resolve(name)
-    check_comparable(model, folder)
-    if heldout(folder, cut.file, tokens).windows != cut.windows:
-        raise UsageError(
-            f"--reference {name} cannot be compared: it cuts {cut.file.name} into other tokens"
-        )
     with progress_bar(f"reading the reference {name}") as advance:
         return reference(folder, cut, _tell, advance)
 

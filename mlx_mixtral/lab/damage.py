@@ -7,12 +7,14 @@ mean of ratios, because a few tokens have hidden states a thousand times as long
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_mixtral.lab.layerwise import Routing, choose, step
+from mlx_mixtral.lab.layerwise import Step, choose, step
+from mlx_mixtral.lab.windows import Pack
 from mlx_mixtral.model.attention import Mask
 from mlx_mixtral.model.transformer import Layer
 
@@ -50,10 +52,10 @@ class LayerDamage:
 
 
 class Watch:
-    """Gathers a layer's damage, window by window.
+    """Gathers a layer's damage, pack by pack.
 
     Args:
-        states: of the reference, for the watched windows one after the other: ``input`` and
+        states: of the reference, for the watched packs one after the other: ``input`` and
             ``output`` [T, D]; in a mixture of experts ``inner`` [T, D], ``experts`` [T, K]
             and ``answers`` [T, K, D].
     """
@@ -64,21 +66,21 @@ class Watch:
         self._cumulated: list[mx.array] = []
         self._same: list[mx.array] = []
 
-    def see(self, ran: mx.array, routing: Routing | None, mask: Mask) -> None:
-        """The next watched window: what the model made of it as it ran [T, D]."""
-        part = slice(self._at, self._at + len(ran))
+    def see(self, made: Step, pack: Pack, masks: Sequence[Mask]) -> None:
+        """The next watched pack, and what the model made of it as it ran."""
+        part = slice(self._at, self._at + len(made.output))
         self._at = part.stop
         wanted = self._states["output"][part]
-        given = step(self._layer, self._states["input"][part], mask).output
+        given = step(self._layer, self._states["input"][part], pack, masks).output
         self._own.append(relative(given, wanted))
-        self._cumulated.append(relative(ran, wanted))
+        self._cumulated.append(relative(made.output, wanted))
         mx.eval(self._own[-1], self._cumulated[-1])
-        if routing is not None:
-            self._same.append(_same(routing.experts, self._states["experts"][part]))
+        if made.routing is not None:
+            self._same.append(_same(made.routing.experts, self._states["experts"][part]))
             mx.eval(self._same[-1])
 
     def damage(self) -> LayerDamage:
-        """Of all windows seen."""
+        """Of all packs seen."""
         own, cumulated = _mean(self._own), _mean(self._cumulated)
         if not self._same:
             return LayerDamage(own, cumulated)

@@ -18,7 +18,7 @@ import mlx.nn as nn
 
 from mlx_mixtral.config import read_config
 from mlx_mixtral.cpu import fit_to_cpu
-from mlx_mixtral.lab.windows import Window
+from mlx_mixtral.lab.windows import Pack
 from mlx_mixtral.model.attention import Mask
 from mlx_mixtral.model.moe import route
 from mlx_mixtral.model.transformer import Layer
@@ -38,7 +38,7 @@ class Routing(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What one layer made of a window.
+    """What one layer made of a pack of windows.
 
     Attributes:
         output: hidden states [T, D].
@@ -81,9 +81,9 @@ class Layerwise:
             self._load(network, "", prefix)
         self._network = ready(network)
 
-    def embed(self, window: Window) -> mx.array:
+    def embed(self, pack: Pack) -> mx.array:
         """[T, D], evaluated."""
-        hidden: mx.array = self._network.model.embed_tokens(mx.array(window.ids))
+        hidden: mx.array = self._network.model.embed_tokens(mx.array(pack.ids))
         mx.eval(hidden)
         return hidden
 
@@ -96,21 +96,21 @@ class Layerwise:
             fit_to_cpu(layer)
         return layer, nbytes
 
-    def predictions(self, hidden: mx.array, window: Window) -> Iterator[tuple[slice, mx.array]]:
+    def predictions(self, hidden: mx.array, pack: Pack) -> Iterator[tuple[slice, mx.array]]:
         """What the last layer's output [T, D] predicts for the tokens that count.
 
         Yields a part of them at a time: which ones, and the natural logarithms of the
-        probabilities [part, vocabulary], float32. A whole window of Mixtral's takes 131 MB.
+        probabilities [part, vocabulary], float32. All of a window of Mixtral's take 131 MB.
         """
-        states = self._network.model.norm(hidden[window.first - 1 : -1])
-        for begin in range(0, window.count, AT_ONCE):
-            part = slice(begin, min(begin + AT_ONCE, window.count))
+        states = self._network.model.norm(hidden[mx.array(pack.rows)])
+        for begin in range(0, pack.count, AT_ONCE):
+            part = slice(begin, min(begin + AT_ONCE, pack.count))
             logits = self._network.head(states[None, part])[0].astype(mx.float32)
             yield part, logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
-    def mask(self, window: Window) -> Mask:
-        """Which tokens of a window see which."""
-        return self._network._mask(len(window.ids))
+    def masks(self, pack: Pack) -> list[Mask]:
+        """Of each window: which of its tokens see which."""
+        return [self._network._mask(len(window.ids)) for window in pack.windows]
 
     def _load(self, module: nn.Module, path: str, prefix: str = "") -> int:
         """Read the weights below ``path`` + ``prefix`` into the module that lies at ``path``."""
@@ -133,22 +133,30 @@ class Layerwise:
         return value
 
 
-def step(layer: Layer, hidden: mx.array, mask: Mask, routing: Routing | None = None) -> Step:
-    """One layer on the hidden states [T, D] of a window.
+def step(
+    layer: Layer,
+    hidden: mx.array,
+    pack: Pack,
+    masks: Sequence[Mask],
+    routing: Routing | None = None,
+) -> Step:
+    """One layer on the hidden states [T, D] of a pack.
 
     Args:
         routing: experts to ask in place of those that the layer's own router chooses.
     """
-    hidden = hidden[None]
-    hidden = hidden + layer.self_attn(layer.input_layernorm(hidden), mask, None)
-    inner = layer.post_attention_layernorm(hidden)[0]
+    normed = layer.input_layernorm(hidden[None])
+    places = zip(pack.places, masks, strict=True)
+    attended = [layer.self_attn(normed[:, place], mask, None)[0] for place, mask in places]
+    hidden = hidden + mx.concatenate(attended)
+    inner = layer.post_attention_layernorm(hidden)
     if "block_sparse_moe" not in layer:
-        return Step(hidden[0] + layer.mlp(inner), inner)
+        return Step(hidden + layer.mlp(inner), inner)
     if routing is None:
         routing = choose(layer, inner)
     answers = layer.block_sparse_moe.switch_mlp(inner, routing.experts)
     mixed = (answers * routing.weights[..., None].astype(answers.dtype)).sum(axis=-2)
-    return Step(hidden[0] + mixed, inner, routing, answers)
+    return Step(hidden + mixed, inner, routing, answers)
 
 
 def choose(layer: Layer, inner: mx.array) -> Routing:

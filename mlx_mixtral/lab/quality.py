@@ -23,7 +23,7 @@ from mlx_mixtral.lab.divergence import Estimate, Spread, mean, perplexity, ratio
 from mlx_mixtral.lab.heldout import Heldout
 from mlx_mixtral.lab.layerwise import Layerwise, Routing, step
 from mlx_mixtral.lab.reference import Advance, Reference, nll_of
-from mlx_mixtral.lab.windows import Window
+from mlx_mixtral.lab.windows import Pack, packs
 
 
 @dataclass(frozen=True)
@@ -151,35 +151,36 @@ class _Run:
     """One model on one text, beside a reference or alone."""
 
     def __init__(self, model: Layerwise, text: Heldout, reference: Reference | None) -> None:
-        self._model, self._text, self._reference = model, text, reference
-        self._windows = (*text.windows, *text.chunks)
-        # The hidden states of every window; and once more of a model that is led by the
+        self._model, self._reference = model, reference
+        self._own = packs(text.windows)
+        self._every = [*self._own, *packs(text.chunks)]
+        # The hidden states of every pack; and once more of a model that is led by the
         # reference's router.
-        self._free = [model.embed(window) for window in self._windows]
+        self._free = [model.embed(pack) for pack in self._every]
         led = reference is not None and model.config.is_moe
-        self._led = self._free[: len(text.windows)] if led else []
+        self._led = self._free[: len(self._own)] if led else []
         self._kl: list[mx.array] = []
         self._kl_led: list[mx.array] = []
         self._same_top: list[mx.array] = []
 
     def layers(self, progress: Advance) -> tuple[LayerDamage, ...]:
-        """Take all windows through all layers."""
+        """Take all packs through all layers."""
         found, done = [], 0
         for number in range(self._model.config.num_hidden_layers):
             layer, nbytes = self._model.layer(number)
             watch = Watch(layer, self._states(number)) if self._reference else None
             routing = self._routing(number)
-            for i, window in enumerate(self._windows):
-                mask = self._model.mask(window)
-                made = step(layer, self._free[i], mask)
+            for i, pack in enumerate(self._every):
+                masks = self._model.masks(pack)
+                made = step(layer, self._free[i], pack, masks)
                 self._free[i] = made.output
                 mx.eval(made.output)
                 if watch and self._reference and i in self._reference.watched:
-                    watch.see(made.output, made.routing, mask)
+                    watch.see(made, pack, masks)
                 if i < len(self._led):
-                    self._led[i] = step(layer, self._led[i], mask, routing[i]).output
+                    self._led[i] = step(layer, self._led[i], pack, masks, routing[i]).output
                     mx.eval(self._led[i])
-                progress(done + nbytes * (i + 1) // len(self._windows), self._model.nbytes)
+                progress(done + nbytes * (i + 1) // len(self._every), self._model.nbytes)
             done += nbytes
             if watch:
                 found.append(watch.damage())
@@ -187,7 +188,7 @@ class _Run:
         return tuple(found)
 
     def _states(self, number: int) -> dict[str, mx.array]:
-        """The reference's of a layer, ``experts`` of the watched windows only."""
+        """The reference's of a layer, ``experts`` of the watched packs only."""
         assert self._reference is not None
         states = self._reference.states(number)
         states["output"] = self._reference.states(number + 1)["input"]
@@ -199,11 +200,11 @@ class _Run:
         return states
 
     def _routing(self, number: int) -> list[Routing]:
-        """The reference's of a layer, by window."""
+        """The reference's of a layer, by pack."""
         if not self._led or self._reference is None:
             return []
         experts, weights = self._reference.routing(number)
-        ends = np.cumsum([len(window.ids) for window in self._text.windows]).tolist()
+        ends = np.cumsum([len(pack.ids) for pack in self._own]).tolist()
         starts = [0, *ends[:-1]]
         return [Routing(experts[a:b], weights[a:b]) for a, b in zip(starts, ends, strict=True)]
 
@@ -212,22 +213,22 @@ class _Run:
         is gathered on the way."""
         nll: list[mx.array] = []
         chunk_nll: list[mx.array] = []
-        for i, window in enumerate(self._windows):
-            own = i < len(self._text.windows)
+        for i, pack in enumerate(self._every):
+            own = i < len(self._own)
             wanted = self._reference.log_probs(i) if self._reference and own else None
-            for part, log_probs in self._model.predictions(self._free[i], window):
-                (nll if own else chunk_nll).append(nll_of(log_probs, window.targets[part]))
+            for part, log_probs in self._model.predictions(self._free[i], pack):
+                (nll if own else chunk_nll).append(nll_of(log_probs, pack.targets[part]))
                 mx.eval((nll if own else chunk_nll)[-1])
                 if wanted is not None:
                     self._kl.append(divergence(wanted[part], log_probs))
                     self._same_top.append(mx.argmax(log_probs, axis=-1))
                     mx.eval(self._kl[-1], self._same_top[-1])
             if wanted is not None and self._led:
-                self._led_scores(i, window, wanted)
+                self._led_scores(i, pack, wanted)
         return _joined(nll), _joined(chunk_nll)
 
-    def _led_scores(self, number: int, window: Window, wanted: mx.array) -> None:
-        for part, log_probs in self._model.predictions(self._led[number], window):
+    def _led_scores(self, number: int, pack: Pack, wanted: mx.array) -> None:
+        for part, log_probs in self._model.predictions(self._led[number], pack):
             self._kl_led.append(divergence(wanted[part], log_probs))
             mx.eval(self._kl_led[-1])
 
@@ -243,7 +244,7 @@ class _Run:
             kl=spread(_joined(self._kl)),
             kl_reference_routing=mean(_joined(self._kl_led)) if self._led else None,
             same_top=mean(same.astype(np.float64)),
-            watched=sum(len(self._text.windows[i].ids) for i in reference.watched),
+            watched=sum(len(self._own[i].ids) for i in reference.watched),
             layers=layers,
         )
 

@@ -2,7 +2,7 @@
 
 So the two models of a comparison are never in memory together, and a reference of 93 GB is
 read once. Kept are the log-probabilities of every counted token as float16 (64 KB a token of
-Mixtral's vocabulary), the experts that every token chose, and of some windows what went into
+Mixtral's vocabulary), the experts that every token chose, and of some packs what went into
 and came out of each layer's experts.
 
 Rounding to float16 costs next to nothing: what is read back is normalized again, so that it is
@@ -28,29 +28,17 @@ from mlx_mixtral.errors import MixtralError, ModelError, UsageError
 from mlx_mixtral.jsonfile import read_json
 from mlx_mixtral.lab.heldout import Heldout
 from mlx_mixtral.lab.layerwise import Layerwise, Routing, Step, step
-from mlx_mixtral.lab.windows import Window
+from mlx_mixtral.lab.windows import PACK, Pack, packs
 
 FORMAT = 1
 LAYER_BYTES = 10**9
-"""Of the layers' states: as many windows as this holds, evenly spaced, and at least one."""
+"""Of the layers' states: as many packs as this holds, evenly spaced, and at least one."""
 KEPT_BYTES = 10 * 10**9
 """Beyond this the oldest references make room for a new one."""
 ABOUT = "about.json"
 
 Tell = Callable[[int, Path], None]
 Advance = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Size:
-    """Bytes that a reference takes on disk."""
-
-    log_probs: int
-    layers: int
-
-    @property
-    def total(self) -> int:
-        return self.log_probs + self.layers
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class Reference:
         nll: negative log-likelihood of every counted token [N], of the windows' in order.
         top: the likeliest token in place of each [N].
         chunk_nll: as ``nll``, of llama.cpp's chunks.
-        watched: numbers of the windows whose layers are recorded.
+        watched: numbers of the packs whose layers are recorded.
     """
 
     folder: Path
@@ -78,18 +66,18 @@ class Reference:
         watched = tuple(np.array(scores["watched"]).tolist())
         return cls(folder, nll.astype(np.float64), top, chunk_nll.astype(np.float64), watched)
 
-    def log_probs(self, window: int) -> mx.array:
+    def log_probs(self, pack: int) -> mx.array:
         """[count, vocabulary], float32, normalized."""
-        rounded = _load(self.folder / _window(window))["log_probs"].astype(mx.float32)
+        rounded = _load(self.folder / _pack(pack))["log_probs"].astype(mx.float32)
         return rounded - mx.logsumexp(rounded, axis=-1, keepdims=True)
 
     def routing(self, layer: int) -> Routing:
-        """Of all tokens of all windows, one after the other [T, K]; of a mixture of experts."""
+        """Of all tokens of all packs, one after the other [T, K]; of a mixture of experts."""
         found = _load(self.folder / _layer(layer))
         return Routing(found["experts"].astype(mx.uint32), found["weights"])
 
     def states(self, layer: int) -> dict[str, mx.array]:
-        """``input``, ``inner`` [T, D] and ``answers`` [T, K, D] of the watched windows, one
+        """``input``, ``inner`` [T, D] and ``answers`` [T, K, D] of the watched packs, one
         after the other. The layer after the last one has but an input, the last one's output."""
         return _load(self.folder / _layer(layer))
 
@@ -116,10 +104,10 @@ def reference(
     if not _is_whole(kept):
         shutil.rmtree(kept, ignore_errors=True)
         model = Layerwise(folder)
-        watched = _watched(model, text.windows)
+        watched = _watched(model, packs(text.windows))
         need = _size(model, text, watched)
-        _make_room(kept.parent, need.total)
-        tell(need.total, kept)
+        _make_room(kept.parent, need)
+        tell(need, kept)
         _record(model, text, watched, kept, progress or (lambda done, total: None))
     return Reference.open(kept)
 
@@ -129,7 +117,7 @@ def reference(
 
 def _key(folder: Path, text: Heldout) -> str:
     """What makes two references the same: the model, the text's tokens, and the arithmetic."""
-    digest = hashlib.sha256(f"{FORMAT} {LAYER_BYTES} {mx.default_device()}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {PACK} {LAYER_BYTES} {mx.default_device()}".encode())
     digest.update(fingerprint(folder).encode())
     for window in (*text.windows, *text.chunks):
         digest.update(np.array([window.first, *window.ids], np.uint32).tobytes())
@@ -163,11 +151,10 @@ def _size_of(file: Path) -> int:
     return file.stat().st_size if file.is_file() else -1
 
 
-def _watched(model: Layerwise, windows: Sequence[Window]) -> tuple[int, ...]:
-    """Numbers of evenly spaced windows, as many as ``LAYER_BYTES`` hold."""
-    total = sum(len(window.ids) for window in windows) * _layer_bytes(model)
-    stride = -(-total // LAYER_BYTES)
-    return tuple(range(0, len(windows), stride))
+def _watched(model: Layerwise, own: Sequence[Pack]) -> tuple[int, ...]:
+    """Numbers of evenly spaced packs, as many as ``LAYER_BYTES`` hold."""
+    total = sum(len(pack.ids) for pack in own) * _layer_bytes(model)
+    return tuple(range(0, len(own), -(-total // LAYER_BYTES)))
 
 
 def _layer_bytes(model: Layerwise) -> int:
@@ -177,11 +164,13 @@ def _layer_bytes(model: Layerwise) -> int:
     return config.num_hidden_layers * parts * config.hidden_size * model.dtype.size
 
 
-def _size(model: Layerwise, text: Heldout, watched: tuple[int, ...]) -> Size:
-    log_probs = sum(window.count for window in text.windows) * model.config.vocab_size * 2
-    states = sum(len(text.windows[i].ids) for i in watched) * _layer_bytes(model)
-    routing = 5 * model.config.num_experts_per_tok * model.config.num_hidden_layers
-    return Size(log_probs, states + routing * sum(len(window.ids) for window in text.windows))
+def _size(model: Layerwise, text: Heldout, watched: tuple[int, ...]) -> int:
+    """Bytes on disk: log-probabilities, states of layers, and the routing of every token."""
+    own, config = packs(text.windows), model.config
+    log_probs = sum(pack.count for pack in own) * config.vocab_size * 2
+    states = sum(len(own[i].ids) for i in watched) * _layer_bytes(model)
+    routing = 5 * config.num_experts_per_tok * config.num_hidden_layers if config.is_moe else 0
+    return log_probs + states + routing * sum(len(pack.ids) for pack in own)
 
 
 def _make_room(home: Path, need: int) -> None:
@@ -223,22 +212,23 @@ def _record(
 def _record_layers(
     model: Layerwise, text: Heldout, watched: tuple[int, ...], work: Path, progress: Advance
 ) -> list[mx.array]:
-    """The states and choices of every layer; the output of the last one for every window."""
-    windows = (*text.windows, *text.chunks)
-    hidden = [model.embed(window) for window in windows]
+    """The states and choices of every layer; the output of the last one for every pack."""
+    own = packs(text.windows)
+    every = [*own, *packs(text.chunks)]
+    hidden = [model.embed(pack) for pack in every]
     done = 0
     for number in range(model.config.num_hidden_layers):
         layer, nbytes = model.layer(number)
         found: dict[str, list[mx.array]] = {}
-        for i, window in enumerate(windows):
-            made = step(layer, hidden[i], model.mask(window))
+        for i, pack in enumerate(every):
+            made = step(layer, hidden[i], pack, model.masks(pack))
             mx.eval(made.output)
-            if i < len(text.windows):
+            if i < len(own):
                 for name, array in _kept(made, hidden[i], i in watched).items():
                     mx.eval(array)
                     found.setdefault(name, []).append(array)
             hidden[i] = made.output
-            progress(done + nbytes * (i + 1) // len(windows), model.nbytes)
+            progress(done + nbytes * (i + 1) // len(every), model.nbytes)
         done += nbytes
         _save(work / _layer(number), {n: mx.concatenate(a) for n, a in found.items()})
     last = {"input": mx.concatenate([hidden[i] for i in watched])}
@@ -263,17 +253,18 @@ def _record_scores(
     work: Path,
 ) -> None:
     nll, top, chunk_nll = [], [], []
-    for i, window in enumerate(text.windows):
+    own = packs(text.windows)
+    for i, pack in enumerate(own):
         rows = []
-        for part, log_probs in model.predictions(hidden[i], window):
-            nll.append(nll_of(log_probs, window.targets[part]))
+        for part, log_probs in model.predictions(hidden[i], pack):
+            nll.append(nll_of(log_probs, pack.targets[part]))
             top.append(mx.argmax(log_probs, axis=-1))
             rows.append(log_probs.astype(mx.float16))
             mx.eval(nll[-1], top[-1], rows[-1])
-        _save(work / _window(i), {"log_probs": mx.concatenate(rows)})
-    for i, window in enumerate(text.chunks, len(text.windows)):
-        for part, log_probs in model.predictions(hidden[i], window):
-            chunk_nll.append(nll_of(log_probs, window.targets[part]))
+        _save(work / _pack(i), {"log_probs": mx.concatenate(rows)})
+    for i, pack in enumerate(packs(text.chunks), len(own)):
+        for part, log_probs in model.predictions(hidden[i], pack):
+            chunk_nll.append(nll_of(log_probs, pack.targets[part]))
             mx.eval(chunk_nll[-1])
     scores = {
         "nll": mx.concatenate(nll),
@@ -284,7 +275,7 @@ def _record_scores(
     _save(work / "scores.safetensors", scores)
 
 
-def nll_of(log_probs: mx.array, targets: tuple[int, ...]) -> mx.array:
+def nll_of(log_probs: mx.array, targets: list[int]) -> mx.array:
     """The negative log-likelihoods [N] of ``targets`` under [N, vocabulary]."""
     return -mx.take_along_axis(log_probs, mx.array(targets)[:, None], axis=-1)[:, 0]
 
@@ -292,8 +283,8 @@ def nll_of(log_probs: mx.array, targets: tuple[int, ...]) -> mx.array:
 # --- files
 
 
-def _window(number: int) -> str:
-    return f"window-{number:05}.safetensors"
+def _pack(number: int) -> str:
+    return f"pack-{number:05}.safetensors"
 
 
 def _layer(number: int) -> str:

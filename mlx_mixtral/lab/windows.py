@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 LLAMA_CHUNK = 512
 """What llama-perplexity cuts a text into unless told otherwise."""
+PACK = 1024
+"""Tokens that are computed together."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,53 @@ def llama_chunks(text: Sequence[int], bos: int, length: int = LLAMA_CHUNK) -> li
     if len(starts) < 2:
         return []
     return [Window((bos, *stream[i + 1 : i + length]), length // 2 + 1) for i in starts]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Windows that are computed together, one after the other in one run of tokens.
+
+    They attend to themselves alone; but of many short ones the experts' weights are read once.
+    """
+
+    windows: tuple[Window, ...]
+
+    @property
+    def ids(self) -> list[int]:
+        return [token for window in self.windows for token in window.ids]
+
+    @property
+    def count(self) -> int:
+        """Tokens that count."""
+        return sum(window.count for window in self.windows)
+
+    @property
+    def targets(self) -> list[int]:
+        return [token for window in self.windows for token in window.targets]
+
+    @property
+    def places(self) -> list[slice]:
+        """Where each window lies."""
+        ends = [*accumulate(len(window.ids) for window in self.windows)]
+        return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+
+    @property
+    def rows(self) -> list[int]:
+        """Where each target is predicted: one before it."""
+        pairs = zip(self.windows, self.places, strict=True)
+        return [
+            row for window, at in pairs for row in range(at.stop)[at.start + window.first - 1 : -1]
+        ]
+
+
+def packs(windows: Sequence[Window], most: int = PACK) -> list[Pack]:
+    """The windows in order, in packs of at most so many tokens, or of a longer window alone."""
+    found: list[list[Window]] = []
+    room = 0
+    for window in windows:
+        if len(window.ids) > room:
+            found.append([])
+            room = most
+        found[-1].append(window)
+        room -= len(window.ids)
+    return [Pack(tuple(some)) for some in found]
