@@ -12,6 +12,7 @@ from mlx_mixtral.cli.evaluate import evaluate
 from mlx_mixtral.cli.generate import generate
 from mlx_mixtral.cli.inspect import inspect
 from mlx_mixtral.cli.models import app as models
+from mlx_mixtral.cli.plan import plan
 from mlx_mixtral.cli.pull import pull
 from mlx_mixtral.cli.quality import quality
 from mlx_mixtral.cli.recipes import recipes
@@ -43,6 +44,7 @@ app.command()(pull)
 app.command()(inspect)
 app.command()(convert)
 app.command()(recipes)
+app.command()(plan)
 app.command()(verify)
 app.command()(bench)
 app.command()(quality)

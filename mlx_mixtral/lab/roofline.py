@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,22 +49,30 @@ class Traffic:
 
 
 def traffic(model: Transformer, config: ModelConfig, kv_per_token: float, context: int) -> Traffic:
-    """Counted from the arrays that the model holds.
+    """Counted from the arrays that the model holds; see ``traffic_of``."""
+    sizes = {name: array.nbytes for name, array in arrays(model).items()}
+    return traffic_of(sizes, config, kv_per_token, context)
+
+
+def traffic_of(
+    sizes: Mapping[str, int], config: ModelConfig, kv_per_token: float = 0, context: int = 0
+) -> Traffic:
+    """Counted from the bytes of each array in memory, by name.
 
     Args:
         kv_per_token: bytes of keys and values a token of context (``kv_bytes_per_token``).
         context: tokens before the one decoded; a sliding window reads no more than itself.
     """
     shared = experts = embedding = 0
-    for name, array in arrays(model).items():
+    for name, nbytes in sizes.items():
         if STACKED_EXPERTS in name:
-            experts += array.nbytes * config.num_experts_per_tok // config.num_local_experts
+            experts += nbytes * config.num_experts_per_tok // config.num_local_experts
         elif name.startswith(EMBEDDING):
-            embedding += array.nbytes // config.vocab_size
+            embedding += nbytes // config.vocab_size
             if config.tie_word_embeddings:  # the same matrix is the head, and read whole
-                shared += array.nbytes
+                shared += nbytes
         else:
-            shared += array.nbytes
+            shared += nbytes
     seen = min(context, config.sliding_window or context)
     return Traffic(shared, experts, embedding, round(kv_per_token * seen), context)
 
