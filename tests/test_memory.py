@@ -1,5 +1,7 @@
 """What a model takes of the memory, and what is refused for want of it."""
 
+import os
+
 import mlx.core as mx
 import pytest
 from checkpoints import quantization, tiny_config, write_mlx
@@ -123,3 +125,19 @@ def test_macos_is_told_to_keep_the_need_and_no_more(monkeypatch):
     assert told == {"wired": 100, "cache": 3}
     memory.keep_in_memory(100, 20, 3)
     assert told == {"wired": 110, "cache": 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--context", "5000"], 2, "the model has 1 to 2048"),
+        (["--context", "5"], 1, "context holds 5"),
+        (["--context", "100", "--force"], 0, ""),
+    ],
+)
+def test_the_command_line_takes_a_context(options, code, said, spawn):
+    process = spawn("generate", "demo", "-p", "What is a violin?", *options, env=dict(os.environ))
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, bool(out)) == (code, code == 0)
+    assert said in err
+    assert err.count("\n") == (code != 0)

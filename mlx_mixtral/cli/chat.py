@@ -6,7 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from mlx_mixtral.cli.options import (
+    ContextTokens,
     DraftName,
+    Force,
     KVBits,
     KVWindow,
     ModelName,
@@ -22,9 +24,11 @@ def chat(
     model: ModelName = None,
     system: SystemPrompt = None,
     draft: DraftName = None,
+    context: ContextTokens = None,
     kv_bits: KVBits = None,
     kv_window: KVWindow = None,
     prompt_cache: PromptCacheFile = None,
+    force: Force = False,
     no_markdown: Annotated[
         bool, typer.Option("--no-markdown", help="Show answers as they are written.")
     ] = False,
@@ -45,10 +49,10 @@ def chat(
 
     if system is not None:
         checked(system, "the system prompt")
-    check_kept(kv_bits, kv_window, prompt_cache)
+    settings = check_kept(kv_bits, kv_window, prompt_cache)
     with keys_unechoed():
-        draft_lm = load_model(draft) if draft else None
-        lm = load_model(model)
+        draft_lm = load_model(draft, force=force) if draft else None
+        lm = load_model(model, settings, context, force)
         from mlx_mixtral.chat import Chat
     kv = {"kv_bits": kv_bits, "kv_window": kv_window}
     talk = Chat(lm, system=system, **kv, draft=draft_lm, **sampling)

@@ -47,7 +47,9 @@ class ChatTerminal:
 
     def run(self) -> None:
         limit, most = self.chat.context_limit, size(self.chat.kv_limit)
-        context = f"{limit:,} tokens of context (up to {most})"
+        own = self.chat.lm.own_context
+        of_its = f" of {own:,}" if limit < own else ""
+        context = f"{limit:,}{of_its} tokens of context (up to {most})"
         self.tell(f"{self._name}, {context}. /help lists the commands.")
         while self.open:
             try:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_mixtral.cli.options import (
+    ContextTokens,
     DraftName,
+    Force,
     KVBits,
     KVWindow,
     ModelName,
@@ -47,9 +49,11 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with text and figures.")
     ] = False,
+    context: ContextTokens = None,
     kv_bits: KVBits = None,
     kv_window: KVWindow = None,
     prompt_cache: PromptCacheFile = None,
+    force: Force = False,
 ) -> None:
     """Answer one prompt.
 
@@ -63,8 +67,8 @@ def generate(
     kv = check_kept(kv_bits, kv_window, prompt_cache)
     text = _prompt(prompt)
     messages = _messages(text.rstrip("\n"), system)
-    draft_lm = load_model(draft) if draft else None
-    lm = load_model(model)
+    draft_lm = load_model(draft, force=force) if draft else None
+    lm = load_model(model, kv, context, force)
     ids = lm.tokenizer.encode(text, bos=True) if raw else lm.template.encode(messages)
     from mlx_mixtral.generation.draft import DraftModel
     from mlx_mixtral.generation.sampling import Sampling

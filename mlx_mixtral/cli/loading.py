@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from mlx_mixtral.cli.progress import progress_bar
 
 if TYPE_CHECKING:
+    from mlx_mixtral.generation.kv import KVSettings
     from mlx_mixtral.loading import LanguageModel
 
 DEMO_NOTE = (
@@ -14,7 +15,12 @@ DEMO_NOTE = (
 )
 
 
-def load_model(name: str | None) -> "LanguageModel":
+def load_model(
+    name: str | None,
+    kv: "KVSettings | None" = None,
+    context: int | None = None,
+    force: bool = False,
+) -> "LanguageModel":
     """The model of this name, else the one installed last, else the demo."""
     from mlx_mixtral.catalog import DEMO, default_name
 
@@ -25,4 +31,4 @@ def load_model(name: str | None) -> "LanguageModel":
     with progress_bar(f"loading {name}") as advance:
         from mlx_mixtral import load
 
-        return load(name, progress=advance)
+        return load(name, kv=kv, context=context, force=force, progress=advance)

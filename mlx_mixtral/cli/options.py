@@ -50,6 +50,17 @@ KVWindow = Annotated[
         help="Each token sees the last N only, and the first 4: memory stays bounded.",
     ),
 ]
+ContextTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="N",
+        help="Allow so many tokens of text. Default: what the model has, if memory allows it.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Load the model also where memory seems too little.")
+]
 PromptCacheFile = Annotated[
     Path | None,
     typer.Option(
