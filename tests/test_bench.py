@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +22,7 @@ from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.errors import MixtralError
 from mlx_mixtral.generation.prompt_cache import make_caches
 from mlx_mixtral.lab import bench as lab
-from mlx_mixtral.lab import shapes
+from mlx_mixtral.lab import runs, shapes
 from mlx_mixtral.lab.bench import bench
 from mlx_mixtral.lab.contexts import filled, over_contexts, usual_contexts
 from mlx_mixtral.lab.fresh import fresh
@@ -177,29 +176,41 @@ def test_contexts_are_the_same_for_all_sides(tmp_path: Path) -> None:
     assert other != told[0]  # they were looked at
 
 
-def slow_side(config: ModelConfig, base: float, per_token: float) -> Side:
+class Clock:
+    """Time that passes as it is told."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def slow_side(clock: Clock, config: ModelConfig, base: float, per_token: float) -> Side:
     """A program whose tokens take ``base`` seconds and ``per_token`` for each before."""
 
     def tokens(prompt: list[int], count: int, caches: list[Any] | None) -> Iterator[int]:
         assert caches is not None
-        yield 0
-        for _ in range(count - 1):
-            time.sleep(base + per_token * caches[0].offset)
+        for _ in range(count):
+            clock.now += base + per_token * caches[0].offset
             yield 0
 
     return Side(tokens, lambda: make_caches(config), mx.float32)
 
 
-def test_the_slope_over_contexts() -> None:
-    config = tiny_config()
-    sides = {"a": slow_side(config, 0.002, 0.0001), "b": slow_side(config, 0.004, 0.0)}
+def test_the_slope_over_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, clock = tiny_config(), Clock()
+    monkeypatch.setattr(runs, "time", clock)
+    sides = {
+        "a": slow_side(clock, config, 0.002, 0.0001),
+        "b": slow_side(clock, config, 0.004, 0.0),
+    }
     found = over_contexts(sides, config, (10, 50, 90), 3, 2, lambda _: None)
     assert [point.context for point in found.points] == [10, 50, 90]
-    assert found.slopes["a"].median == pytest.approx(100, rel=0.15)  # ms for 1,000 tokens
-    assert found.slopes["b"].median == pytest.approx(0, abs=10)
+    assert found.slopes["a"].median == pytest.approx(100)  # ms for 1,000 tokens
+    assert found.slopes["b"].median == pytest.approx(0, abs=1e-6)
     point = found.points[2]
-    assert point.decode_ms["a"].median == pytest.approx(11, rel=0.2)
-    assert point.decode_tps["a"].median == pytest.approx(1000 / point.decode_ms["a"].median)
+    assert point.decode_ms["a"].median == pytest.approx(11)
+    assert point.decode_tps["a"].median == pytest.approx(1000 / 11)
     one = over_contexts(sides, config, (10,), 2, 1, lambda _: None)
     assert one.slopes["a"] == Spread(0.0, 0.0, 0.0)
 

@@ -97,4 +97,6 @@ def _slope(contexts: tuple[int, ...], ms: list[list[float]]) -> Spread:
     """From milliseconds by context and turn; no slope without a second context."""
     if len(contexts) < 2:
         return Spread(0.0, 0.0, 0.0)
-    return Spread.of(1000 * np.polyfit(contexts, turn, 1)[0] for turn in zip(*ms, strict=True))
+    return Spread.of(
+        float(1000 * np.polyfit(contexts, turn, 1)[0]) for turn in zip(*ms, strict=True)
+    )
