@@ -33,7 +33,7 @@ from mlx_mixtral.lab.report import Settings
 from mlx_mixtral.lab.roofline import Bandwidth
 from mlx_mixtral.lab.runs import Side, Spread, our_side, prompt_of
 from mlx_mixtral.lab.subject import Subject
-from mlx_mixtral.lab.turns import turns_of
+from mlx_mixtral.lab.turns import hold_turns, script_of
 from mlx_mixtral.loading import LanguageModel, load, load_model
 
 TINY = ["--prompt", "8", "--generate", "3", "--repeat", "2"]
@@ -225,7 +225,7 @@ def test_turns_pay_for_what_is_new(demo: LanguageModel) -> None:
     ours = our_side(demo.model, demo.config)
     theirs = mlx_lm("mlx-lm-f32", demo.path, demo.config, demo.model)
     sides = {"mlx-mixtral": ours, "theirs": theirs}
-    found = turns_of(demo, sides, 4, 40, 1, lambda _: None)
+    found = hold_turns(demo, sides, script_of(demo, 4, 40), 1, lambda _: None)
     new = [turn.new for turn in found]
     assert all(40 <= n < 80 for n in new)
     assert max(new) - min(new) <= 2

@@ -31,7 +31,7 @@ from mlx_mixtral.lab.runs import (
     prompt_of,
 )
 from mlx_mixtral.lab.subject import Subject
-from mlx_mixtral.lab.turns import Turn, turns_of
+from mlx_mixtral.lab.turns import hold_turns, script_of
 from mlx_mixtral.tuning import read_tuning
 
 
@@ -48,8 +48,12 @@ def bench(
         settings: checked against the model (``Settings.ready_for``).
         tell: called with what is being done.
         loads: what ``compare_loads`` found, before ``subject`` took its memory.
+
+    Raises:
+        UsageError: the turns do not fit into the model's context.
     """
-    config, prompt = subject.config, prompt_of(settings.prompt, subject.config)
+    config, lm, prompt = subject.config, subject.lm, prompt_of(settings.prompt, subject.config)
+    script = script_of(lm, settings.turns, settings.prompt) if lm and settings.turns else None
     tell("warming up")
     ours = our_side(subject.model, config)
     caches = ours.caches()
@@ -65,7 +69,8 @@ def bench(
     sides = {OURS: ours, **opponents}
     runs = alternate(sides, prompt, settings.generate, settings.repeat, tell)
     contexts = _contexts(sides, subject, settings, tell)
-    turns = _turns(sides, subject, settings, tell)
+    talks = min(settings.repeat, 3)
+    turns = hold_turns(lm, sides, script, talks, tell) if lm and script else []
 
     def ceiling_after(context: int) -> float:
         middle = context + settings.generate // 2
@@ -88,12 +93,7 @@ def bench(
         load_s=subject.load_s,
         loads=list(loads),
         ours=speeds,
-        opponents=[
-            Opponent(name, error=failed[name])
-            if name in failed
-            else _compared(name, runs[OURS], runs[name])
-            for name in settings.against
-        ],
+        opponents=[_compared(name, runs, failed) for name in settings.against],
         peak_array_bytes=peaks[0],
         peak_process_bytes=peaks[1],
         traffic=traffic(subject.model, config, per_token, middle),
@@ -127,7 +127,10 @@ def _opponents(
     return sides, failed
 
 
-def _compared(name: str, ours: list[Run], theirs: list[Run]) -> Opponent:
+def _compared(name: str, runs: dict[str, list[Run]], failed: dict[str, str]) -> Opponent:
+    if name in failed:
+        return Opponent(name, error=failed[name])
+    ours, theirs = runs[OURS], runs[name]
     prefill = paired([r.prefill_tps for r in ours], [r.prefill_tps for r in theirs])
     decode = paired([r.decode_tps for r in ours], [r.decode_tps for r in theirs])
     return Opponent(name, Speeds.of(theirs), prefill, decode)
@@ -141,10 +144,3 @@ def _contexts(
     lengths = tuple(sorted(set(settings.contexts)))
     repeat = min(settings.repeat, 5)
     return over_contexts(sides, subject.config, lengths, settings.generate, repeat, tell)
-
-
-def _turns(sides: dict[str, Side], subject: Subject, settings: Settings, tell: Tell) -> list[Turn]:
-    if not settings.turns or subject.lm is None:
-        return []
-    repeat = min(settings.repeat, 3)
-    return turns_of(subject.lm, sides, settings.turns, settings.prompt, repeat, tell)

@@ -55,7 +55,7 @@ def plot(report: Report, file: Path) -> None:
     title.append(f"{report.machine.device}, {report.machine.system}")
     axes.set_title("\n".join(title), fontsize=9)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(file, dpi=150)
 
 

@@ -36,67 +36,67 @@ class Turn:
     whole_s: float
 
 
-def turns_of(
-    lm: LanguageModel,
-    sides: Mapping[str, Side],
-    turns: int,
-    length: int,
-    repeat: int,
-    tell: Tell,
-) -> list[Turn]:
-    """Conversations of equal turns, each side in its own way.
+@dataclass(frozen=True)
+class Script:
+    """What is said in each of ``turns`` turns, and its tokens as a conversation of its own."""
 
-    This program sends the whole conversation every time, and its chat finds the beginning in
-    its cache. mlx-lm's chat feeds only the new turn to the cache that it keeps, ``<s>`` before
-    each of them.
+    turns: int
+    text: str
+    tokens: list[int]
 
-    Args:
-        turns, length: how many, and about how many tokens each of them says.
-        repeat: conversations.
+
+def script_of(lm: LanguageModel, turns: int, length: int) -> Script:
+    """Equal turns of about ``length`` tokens each.
 
     Raises:
         UsageError: they do not fit into the context.
     """
-    text, new = _text(lm, length)
+    text = SENTENCE
+    while len(lm.tokenizer.encode(text)) < length:
+        text += SENTENCE
+    tokens = lm.template.encode([{"role": "user", "content": text.strip()}])
     limit = lm.config.max_position_embeddings
-    if turns * (len(new) + ANSWER) > limit * 3 // 4:
+    if turns * (len(tokens) + ANSWER) > limit * 3 // 4:
         raise UsageError(
-            f"{turns} turns of {len(new)} tokens are too much for the context of {limit}; "
+            f"{turns} turns of {len(tokens)} tokens are too much for the context of {limit}; "
             "lower --turns or --prompt"
         )
-    spoken = [_conversation(lm, sides, turns, text, new, tell) for _ in range(repeat)]
+    return Script(turns, text.strip(), tokens)
+
+
+def hold_turns(
+    lm: LanguageModel, sides: Mapping[str, Side], script: Script, repeat: int, tell: Tell
+) -> list[Turn]:
+    """``repeat`` conversations, each side in its own way.
+
+    This program sends the whole conversation every time, and its chat finds the beginning in
+    its cache. mlx-lm's chat feeds only the new turn to the cache that it keeps, ``<s>`` before
+    each of them.
+    """
+    spoken = [_conversation(lm, sides, script, tell) for _ in range(repeat)]
     found = []
     for same in zip(*spoken, strict=True):
         context, computed, _ = same[0]
         tell(f"{context} tokens anew")
-        whole = measure(sides[OURS], _as_long(new, context), 2).ttft_s
+        whole = measure(sides[OURS], _as_long(script.tokens, context), 2).ttft_s
         ttft = {name: statistics.median(turn[2][name] for turn in same) for name in sides}
         found.append(Turn(context, computed, ttft, whole))
     return found
 
 
-def _text(lm: LanguageModel, length: int) -> tuple[str, list[int]]:
-    """What is said in a turn, and its tokens as a conversation of its own."""
-    text = SENTENCE
-    while len(lm.tokenizer.encode(text)) < length:
-        text += SENTENCE
-    text = text.strip()
-    return text, lm.template.encode([{"role": "user", "content": text}])
-
-
 def _conversation(
-    lm: LanguageModel, sides: Mapping[str, Side], turns: int, text: str, new: list[int], tell: Tell
+    lm: LanguageModel, sides: Mapping[str, Side], script: Script, tell: Tell
 ) -> list[tuple[int, int, dict[str, float]]]:
     """Turn by turn: tokens of the conversation, new ones, and seconds to the first by side."""
     chat = Chat(lm, temperature=0.0, max_tokens=ANSWER)
     caches = {name: side.caches() for name, side in sides.items() if name != OURS}
     found = []
-    for number in range(turns):
-        tell(f"turn {number + 1} of {turns}")
-        seconds, stats = _say(chat, text)
+    for number in range(script.turns):
+        tell(f"turn {number + 1} of {script.turns}")
+        seconds, stats = _say(chat, script.text)
         ttft = {OURS: seconds}
         for name, kept in caches.items():
-            ttft[name] = measure(sides[name], new, ANSWER, kept).ttft_s
+            ttft[name] = measure(sides[name], script.tokens, ANSWER, kept).ttft_s
         found.append((stats.prompt_tokens, stats.prompt_tokens - stats.cached_tokens, ttft))
     return found
 
