@@ -142,8 +142,8 @@ def test_convert_takes_a_recipe(source, tmp_path):
     ("options", "message"),
     [
         (["--recipe", "7bit"], "recipe '7bit' is unknown; choose one of 16bit, "),
-        (["--recipe", "4bit", "--bits", "4"], "leave out --bits and --group-size, or --recipe"),
-        (["--recipe", "4bit", "--group-size", "32"], "or --recipe"),
+        (["--recipe", "4bit", "--bits", "4"], "one of --bits (with --group-size), --recipe and"),
+        (["--recipe", "4bit", "--group-size", "32"], "leave out the others"),
     ],
 )
 def test_refused_in_one_line(source, tmp_path, options, message):

@@ -24,6 +24,7 @@ from mlx_mixtral.cli.sources import (
     swarm_settings,
     tell,
 )
+from mlx_mixtral.errors import UsageError
 
 if TYPE_CHECKING:
     from convert.plan import Plan
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from convert.sources.address import Address
     from convert.sources.magnet import Settings
     from mlx_mixtral.config import Quantization
+
+
+FIT_LOOKS = (
+    "looks at the weights before it chooses: pull the source first, and leave out --delete-source"
+)
 
 
 def convert(
@@ -59,6 +65,14 @@ def convert(
             metavar="NAME",
             help="Bits by kind of matrix, in place of --bits: 8bit, 6bit, 5bit, 4bit, 4bit-fast, "
             "3bit, ...; `mixtral-mlx recipes` explains them.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="The best model of this size on disk, such as 20GB: bits are chosen for every "
+            "matrix by what it would lose.",
         ),
     ] = None,
     effort: Annotated[
@@ -105,7 +119,9 @@ def convert(
     from convert.target import check_target
 
     check_target(out)
-    wanted = _Wanted(bits, group_size, recipe, effort, calibration)
+    wanted = _Wanted(bits, group_size, recipe, fit, effort, calibration)
+    if fit is not None and delete_source:
+        raise UsageError(f"--fit {FIT_LOOKS}")
     settings = swarm_settings(listen, upload_limit, peer, no_discovery)
     address = parse(source)
     if dry_run:
@@ -136,13 +152,14 @@ class _Wanted:
     bits: int | None
     group_size: int | None
     recipe: str | None
+    fit: str | None
     effort: "Effort"
     calibration: Path | None
 
     def __post_init__(self) -> None:
         from convert.calibration import texts
+        from convert.fit import parse_size
         from convert.recipe import named, uniform
-        from mlx_mixtral.errors import UsageError
 
         uniform(self.bits or 4, self.group_size or 64)
         if self.calibration and self.effort != "best":
@@ -151,11 +168,14 @@ class _Wanted:
             texts(self.calibration)
         if self.recipe is not None:
             named(self.recipe)
-            if self.bits is not None or self.group_size is not None:
-                raise UsageError(
-                    "--recipe names bits and groups already: leave out --bits and "
-                    "--group-size, or --recipe"
-                )
+        if self.fit is not None:
+            parse_size(self.fit)
+        uniformly = self.bits is not None or self.group_size is not None
+        if uniformly + (self.recipe is not None) + (self.fit is not None) > 1:
+            raise UsageError(
+                "bits are chosen by one of --bits (with --group-size), --recipe and --fit: "
+                "leave out the others"
+            )
 
     def plan(self, source: "Source") -> "Plan":
         from convert.calibration import Calibration
@@ -170,10 +190,25 @@ class _Wanted:
 
         if self.recipe is not None:
             return named(self.recipe).quantization(source.config)
+        if self.fit is not None:
+            return _fitted(source, self.fit, self.effort)
         quantized = any(tensor.spec for tensor in source.tensors.values())
         if quantized and self.bits is None and self.group_size is None:
             return own_recipe(source)
         return uniform(self.bits or 4, self.group_size or 64)
+
+
+def _fitted(source: "Source", size: str, effort: "Effort") -> "Quantization | None":
+    """The recipe for ``--fit``; tells what was chosen."""
+    from convert.fit import fit, parse_size, summary
+
+    if any(file.resolve().parent.name == "hollow" for file in source.files):
+        raise UsageError(f"--fit {FIT_LOOKS}")
+    with progress_bar("looking at the weights") as progress:
+        fitted = fit(source, parse_size(size), effort, progress)
+    for line in summary(fitted):
+        tell(line)
+    return fitted.recipe
 
 
 @dataclass(frozen=True)
@@ -242,7 +277,6 @@ def _laid_out(address: "Address", file: str | None) -> Iterator["Source"]:
     from convert.readers.detect import open_source
     from convert.sources import hub
     from convert.sources.address import Hub, Local
-    from mlx_mixtral.errors import UsageError
 
     announce(address)
     place = address.place
