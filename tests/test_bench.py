@@ -152,6 +152,7 @@ def test_both_sides_continue_what_their_caches_hold(tmp_path: Path) -> None:
         for cache in caches:  # a side may be a step ahead of what it told
             cache.trim(cache.offset - len(prompt) - 2)
         assert [token_of(s) for s in side.tokens(first[-1:], 3, caches)] == whole[3:]
+        assert caches[0].offset >= len(prompt) + 5
 
 
 def token_of(step: Any) -> int:

@@ -191,6 +191,9 @@ def test_what_fits_only_alone_is_told_so(monkeypatch: pytest.MonkeyPatch) -> Non
     shapes.check_memory(config, "8x7b", 128, 64)
     with pytest.raises(UsageError, match=r"beside mlx-lm.*fewer --bits, without --against, or"):
         shapes.check_memory(config, "8x7b", 128, 64, ("mlx-lm",))
+    monkeypatch.setattr(shapes, "free_memory", lambda: alone - 1)
+    with pytest.raises(UsageError, match=r"beside mlx-lm.*fewer --bits, or"):
+        shapes.check_memory(config, "8x7b", 128, 64, ("mlx-lm",))
 
 
 def test_what_make_bench_measures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,10 +316,15 @@ def test_a_drift_is_not_taken_for_a_gain(drift: float) -> None:
     assert tune(KNOBS, WORKS, Made(lambda _: 100.0, drift), quiet).tuning == Tuning()
 
 
-def test_a_lucky_first_look_is_not_believed() -> None:
-    looks = iter([100, 140, *[100] * 20])
-    machine = Made(lambda _: float(next(looks)))
-    assert tune(KNOBS[:1], WORKS, machine, quiet).tuning == Tuning()
+@pytest.mark.parametrize("rounds", [(1.4, 1.0), (1.4, 1.4, 0.9), (1.03, 1.01, 1.01)])
+def test_luck_is_not_believed(rounds: tuple[float, ...]) -> None:
+    first, *later = rounds
+    pairs = [(100.0, 100.0 * first), *((100.0 * ratio, 100.0) for ratio in later)]
+    looks = iter([speed for pair in pairs for speed in pair])
+    machine = Made(lambda _: next(looks))
+    knob = Knob("sort_from", (64,), "short prompts")
+    assert tune([knob], WORKS, machine, quiet).tuning == Tuning()
+    assert len(machine.looks) == 2 * len(rounds)
 
 
 def test_other_answers_are_refused() -> None:
