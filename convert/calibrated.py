@@ -94,10 +94,12 @@ class CalibratedRun(Run):
     def _made(self, job: Job, feedback: Callable[[], Feedback] | None) -> tuple[mx.array, ...]:
         if job.effort != "best" or feedback is None or job.spec is None:
             return job.arrays()
+        learnt = feedback()  # before the weights are there: it takes the most memory
         weight = job.weight().astype(job.dtype).astype(mx.float32)
         columns = np.ascontiguousarray(np.array(weight).T)
         del weight
-        found = rounded(columns, feedback(), job.spec, job.dtype, self._heard(job))
+        mx.clear_cache()
+        found = rounded(columns, learnt, job.spec, job.dtype, self._heard(job))
         return packed(*found, job.spec, job.dtype)
 
     def _heard(self, job: Job) -> Callable[[float], None]:

@@ -51,8 +51,8 @@ def _best(plan: Plan) -> float:
     x = np.ones((_SIDE, _SIDE), np.float32)
     product = _timed(lambda: x @ x) / (2 * _SIDE**3)
     moments = np.eye(_SIDE, dtype=np.float32)
-    factor = _timed(lambda: Feedback.of(moments.copy())) / (_SIDE**3 / 3)
-    feedback = Feedback.of(moments)
+    factor = _timed(lambda: Feedback.of(moments.copy)) / (_SIDE**3 / 3)
+    feedback = Feedback.of(moments.copy)
     narrow = np.ones((256, _SIDE), np.float32)
     few = Feedback(feedback.shares[:256, :256], feedback.importance[:256])
     step = _timed(lambda: rounded(narrow, few, QuantSpec(4, 64), mx.bfloat16)) / narrow.size

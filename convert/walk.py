@@ -125,9 +125,9 @@ class Walk:
 def _feedback(rows: Floats, counts: Floats | None = None) -> Callable[[], Feedback]:
     """Of inputs [T, in]; each counts by the square of ``counts`` [T]. Computed when asked for."""
 
-    def compute() -> Feedback:
+    def moments() -> Floats:
         counted: Floats = rows if counts is None else rows * counts[:, None]
-        moments: Floats = counted.T @ counted
-        return Feedback.of(moments)
+        product: Floats = counted.T @ counted
+        return product
 
-    return cache(compute)
+    return cache(lambda: Feedback.of(moments))

@@ -11,6 +11,7 @@ import pytest
 from checkpoints import random_ids, tiny_config, write_hf
 
 from convert import calibrated, walk
+from convert import feedback as feeding
 from convert.affine import fit
 from convert.calibration import OWN, Calibration
 from convert.estimate import expected_seconds
@@ -64,11 +65,27 @@ def loss(errors: np.ndarray, moments: np.ndarray) -> float:
 
 def test_the_factor_tells_what_errors_cost():
     moments, errors = moments_of(48), matrix(48, 5)
-    feedback = Feedback.of(moments.copy())
+    feedback = Feedback.of(moments.copy)
     left = errors + np.tril(feedback.shares, -1).T @ errors
     damped = moments + 0.01 * np.diagonal(moments).mean() * np.eye(48)
     cost = (feedback.importance[:, None] * left**2).sum()
     np.testing.assert_allclose(cost, loss(errors, damped), rtol=1e-3)
+
+
+@pytest.mark.parametrize("inputs", [7, 512, 700, 1100])
+def test_the_factor_in_blocks(inputs):
+    moments = moments_of(inputs, 2 * inputs) + 0.1 * np.eye(inputs, dtype=np.float32)
+    wanted, found = np.linalg.cholesky(moments.astype(np.float64)), moments.copy()
+    feeding._cholesky(found)
+    np.testing.assert_allclose(np.tril(found), wanted, atol=2e-4 * wanted.max())
+
+
+def test_what_float32_takes_for_negative_is_damped_more(monkeypatch):
+    monkeypatch.setattr(feeding, "DAMPING", 1e-9)
+    x = np.ones((3, 200), np.float32) * np.float32(1e3)
+    feedback = Feedback.of(lambda: x.T @ x)
+    assert np.isfinite(np.tril(feedback.shares)).all()
+    assert (feedback.importance > 0).all()
 
 
 def textbook(weights: np.ndarray, moments: np.ndarray, scales, biases, bits: int) -> np.ndarray:
@@ -87,7 +104,7 @@ def textbook(weights: np.ndarray, moments: np.ndarray, scales, biases, bits: int
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_codes_are_gptqs(bits):
     weights, moments = matrix(64, 12), moments_of(64)
-    found = rounded(weights, Feedback.of(moments.copy()), QuantSpec(bits, 64), mx.float32)
+    found = rounded(weights, Feedback.of(moments.copy), QuantSpec(bits, 64), mx.float32)
     wanted = textbook(weights, moments, found[1][0], found[2][0], bits)
     assert np.mean(found[0] == wanted) > 0.99
 
@@ -96,7 +113,7 @@ def test_the_codes_are_gptqs(bits):
 def test_less_goes_wrong_than_without(bits, most):
     weights, spec = matrix(256, 64), QuantSpec(bits, 64)
     moments = moments_of(256)
-    fed = unpacked(rounded(weights, Feedback.of(moments.copy()), spec, mx.bfloat16))
+    fed = unpacked(rounded(weights, Feedback.of(moments.copy), spec, mx.bfloat16))
     plain = fit(np, weights.reshape(-1, 64, 64), bits, mx.bfloat16)
     alone = (plain.codes * plain.scales + plain.biases).reshape(weights.shape)
     assert loss(fed - weights, moments) < most * loss(alone - weights, moments)
@@ -104,7 +121,7 @@ def test_less_goes_wrong_than_without(bits, most):
 
 def test_it_is_stored_as_it_was_meant():
     weights, spec = matrix(128, 40), QuantSpec(3, 32)
-    found = rounded(weights, Feedback.of(moments_of(128)), spec, mx.bfloat16)
+    found = rounded(weights, Feedback.of(lambda: moments_of(128)), spec, mx.bfloat16)
     values = dequantize(packed(*found, spec, mx.bfloat16), spec)
     np.testing.assert_allclose(np.array(values).T, unpacked(found), rtol=1e-6, atol=1e-7)
 
@@ -113,7 +130,7 @@ def test_it_is_stored_as_it_was_meant():
 def test_few_tokens_are_enough(tokens):
     weights = matrix(64, 8)
     x = np.random.default_rng(0).standard_normal((tokens, 64)).astype(np.float32)
-    found = unpacked(rounded(weights, Feedback.of(x.T @ x), QuantSpec(4, 64), mx.bfloat16))
+    found = unpacked(rounded(weights, Feedback.of(lambda: x.T @ x), QuantSpec(4, 64), mx.bfloat16))
     assert abs(found - weights).max() < 0.05
 
 
@@ -194,7 +211,7 @@ def test_every_matrix_is_asked_for_once_and_told_its_inputs(source):
 def test_an_expert_learns_from_its_own_tokens(monkeypatch):
     """Its moments are those of the tokens routed to it, and a little of all."""
     seen = []
-    monkeypatch.setattr(walk.Feedback, "of", lambda moments: seen.append(moments))
+    monkeypatch.setattr(walk.Feedback, "of", lambda moments: seen.append(moments()))
     rng = np.random.default_rng(0)
     normed = rng.standard_normal((100, 8)).astype(np.float32)
 
