@@ -128,6 +128,7 @@ def test_a_conversation(terminal: Terminal, folder: Path) -> None:
     terminal.say("/save-text", r"Saved to talk\.json\n")
     terminal.clear()
     terminal.say("/show messages", f"user: {re.escape(QUESTION)}\nassistant: A violin")
+    terminal.say("/show model", r"unquantized keys and values: [\d.]+ KB now, [\d.]+ MB when")
     terminal.say("/new", "A new conversation")
     terminal.say("/regen", "error: there is no answer yet")
     terminal.say("/system Be brief.", r"System prompt: Be brief\.")

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoints import random_ids, tiny_config, write_hf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,6 @@ from mlx_mixtral.loading import LanguageModel, load_model
 from mlx_mixtral.model import attend as attention
 from mlx_mixtral.model.attend import attend
 from mlx_mixtral.model.transformer import Transformer
-from tests.checkpoints import random_ids, tiny_config, write_hf
 
 HEADS, KV_HEADS, DIM, GROUP = 4, 2, 32, 32
 SCALE = DIM**-0.5
@@ -294,11 +294,17 @@ def test_a_prefix_is_reused_as_far_as_the_window_allows(tiny: Transformer) -> No
     mx.eval(tiny(mx.array([ids]), cache.layers))
     cache.settle(ids)
     assert cache.tokens == ids
-    near, far = len(ids) - kv.REWIND, 300
-    assert cache.reuse([*ids[:near], 0, 0]) == near or ids[near] == 0
-    assert cache.tokens == ids[: len(cache.tokens)]
-    assert cache.layers[0].offset == len(cache.tokens)
-    assert cache.reuse([*ids[:far], (ids[far] + 1) % 90, 0]) == 0
+    earliest = cache.layers[0].earliest
+    assert 300 < earliest <= len(ids) - kv.REWIND
+
+    def parting_at(place: int) -> list[int]:
+        return [*ids[:place], (ids[place] + 1) % 90, 0]
+
+    for near in (len(ids) - 5, earliest):
+        assert cache.reuse(parting_at(near)) == near
+        assert cache.tokens == ids[:near]
+        assert cache.layers[0].offset == near
+    assert cache.reuse(parting_at(earliest - 1)) == 0
     assert (cache.tokens, cache.layers[0].offset, cache.nbytes) == ([], 0, 0)
 
 

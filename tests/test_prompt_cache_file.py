@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoints import random_ids, tiny_config, write_hf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +32,6 @@ from mlx_mixtral.generation.sampling import Sampler, Sampling
 from mlx_mixtral.loading import load_model
 from mlx_mixtral.model.transformer import Transformer
 from mlx_mixtral.shards import read_header
-from tests.checkpoints import random_ids, tiny_config, write_hf
 
 KINDS = [KVSettings(), KVSettings(8), KVSettings(4), KVSettings(None, 20), KVSettings(8, 20)]
 
