@@ -1,6 +1,6 @@
 """Pairs of models for speculation, made from the demo: none that is small was trained for it.
 
-As a command it measures them: ``python tests/drafts.py [--layers 28] [--bits 3 | --random]``.
+As a command it measures them: ``python tests/drafts.py [--layers 14] [--bits 3 | --random]``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import mlx.core as mx
+from mlx_mixtral.before_mlx import before_mlx
 
-from mlx_mixtral import Chat, load
-from mlx_mixtral.catalog import resolve
-from mlx_mixtral.loading import LanguageModel
+before_mlx()
+
+import mlx.core as mx  # noqa: E402
+
+from mlx_mixtral import Chat, load  # noqa: E402
+from mlx_mixtral.catalog import resolve  # noqa: E402
+from mlx_mixtral.loading import LanguageModel  # noqa: E402
 
 FILES = (
     "tokenizer.model",
@@ -116,7 +120,7 @@ def _speeds(
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--bits", type=int)
     parser.add_argument("--random", action="store_true")
     parser.add_argument("--pairs", type=int, default=3)

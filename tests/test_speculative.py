@@ -116,12 +116,21 @@ def test_nothing_is_drafted_where_nothing_repeats():
 
 
 def test_drafts_grow_while_they_come_true():
-    lengths = followed(Speculator([*range(100)]), iter(range(20, 100)), 9)
-    assert lengths[:GRAM] == [0] * GRAM
-    grown = lengths[GRAM:]
-    assert grown == sorted(grown)
-    assert grown[0] < grown[1] < grown[2]
-    assert grown[-1] == LONGEST_DRAFT
+    lengths = followed(Speculator([*range(400)]), iter(range(20, 400)), 9)
+    assert lengths == [0] * GRAM + [1, 3, 7, 15, 31, 31]
+    assert lengths[-1] == LONGEST_DRAFT
+
+
+def test_what_is_quoted_ends_where_the_prompt_ends():
+    prompt = [*range(100)]
+    speculator = Speculator(prompt)
+    speculator.extend(range(60, 90))
+    assert speculator.looked_up(0, 1000) == [*range(90, 100)]
+    assert speculator.looked_up(1, 1000) == [*range(91, 100)]
+    # But what the answer said before is quoted on, and a circle has no end.
+    speculator.extend([*range(90, 100), 7, 8, 9, *range(200, 260), *range(200, 230)])
+    assert speculator.looked_up(0, 5) == [*range(230, 235)]
+    assert Speculator([]).looked_up(0, 5) == []
 
 
 def test_drafts_cease_when_they_prove_wrong_and_return_when_the_text_repeats_long_enough():
@@ -132,9 +141,9 @@ def test_drafts_cease_when_they_prove_wrong_and_return_when_the_text_repeats_lon
     lengths = followed(speculator, later, 300)
     assert sum(lengths[:30]) > 0
     assert sum(lengths[60:]) == 0
-    novel = [*range(1000, 1800)]
+    novel = [*range(1000, 3000)]
     speculator.extend(novel)
-    back = followed(speculator, iter(novel), 40)
+    back = followed(speculator, iter(novel), 60)
     assert LONGEST_DRAFT in back
     assert speculator._needed == EAGER
 

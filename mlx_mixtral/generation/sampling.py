@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -94,10 +94,15 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+# Random numbers of so many places are seeded at once.
+BLOCK = 256
+
+
 class Sampler:
     """Chooses tokens one after another; never waits for the device.
 
-    It carries its own random key: what else runs in the process does not change its choices.
+    It carries its own random keys, one a place: what else runs in the process does not change
+    its choices, and neither does how many places are computed together.
     """
 
     def __init__(self, settings: Sampling, prompt: Sequence[int]) -> None:
@@ -105,7 +110,8 @@ class Sampler:
 
         self.settings = settings
         self.seed = secrets.randbits(31) if settings.seed is None else settings.seed
-        self._key = mx.random.key(self.seed)
+        self._keys = mx.random.key(self.seed)[None]  # of the places, and of those beyond
+        self._place = 0
         self._filters = borrowed
         penalty = settings.repetition_penalty
         self._processors = borrowed.make_logits_processors(
@@ -113,18 +119,17 @@ class Sampler:
             repetition_penalty=None if penalty == 1 else penalty,
             repetition_context_size=settings.repetition_window,
         )
-        self._states: list[tuple[mx.array, mx.array]] = []
+        self._states: list[tuple[int, mx.array]] = []
         self._recent = mx.array(list(prompt)[-settings.repetition_window :], mx.int32)
 
     def __call__(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """Logits [1, V] -> the token [1] and its log-probability [1] under the model itself."""
         logits = logits.astype(mx.float32)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        token = self._choose(logits, logprobs)
+        token = self._choose(logits, self._noise_for_one)
         if self._processors:
             recent = mx.concatenate([self._recent, token.astype(mx.int32)])
             self._recent = recent[-self.settings.repetition_window :]
-        return token, mx.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+        return token, _logprobs(logits, token)
 
     def successive(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """Logits [n, V] of n places that follow each other -> tokens [n], log-probabilities [n].
@@ -132,12 +137,17 @@ class Sampler:
         Each is chosen as by a call of its own, after those before it: with its own random
         number, and penalized for what was chosen before. ``keep`` then says how many counted.
         """
-        if self.settings.temperature == 0 and not self._processors:
-            return self(logits)  # nothing is remembered from one place to the next
+        count, first = logits.shape[0], self._place
+        if not self._processors:
+            # Nothing but the random numbers differs from one place to the next.
+            logits = logits.astype(mx.float32)
+            tokens = self._choose(logits, self._noise)
+            self._states = [(first + n, self._recent) for n in range(1, count + 1)]
+            return tokens, _logprobs(logits, tokens)
         chosen = []
-        for n in range(logits.shape[0]):
+        for n in range(count):
             chosen.append(self(logits[n : n + 1]))
-            self._states.append((self._key, self._recent))
+            self._states.append((self._place, self._recent))
         return mx.concatenate([t for t, _ in chosen]), mx.concatenate([p for _, p in chosen])
 
     def fork(self) -> Sampler:
@@ -148,24 +158,45 @@ class Sampler:
 
     def keep(self, count: int) -> None:
         """Go on after the first ``count`` (one or more) of the choices of ``successive``."""
-        if self._states:
-            self._key, self._recent = self._states[count - 1]
-            self._states.clear()
+        self._place, self._recent = self._states[count - 1]
+        self._states = []
 
-    def _choose(self, logits: mx.array, logprobs: mx.array) -> mx.array:
+    def _choose(self, logits: mx.array, noise: Callable[[tuple[int, ...]], mx.array]) -> mx.array:
         s = self.settings
-        if self._processors:
-            for process in self._processors:
-                # A copy, since mlx-lm's penalty writes into the array that it is given.
-                logits = process(self._recent, mx.array(logits))
-            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        for process in self._processors:
+            # A copy, since mlx-lm's penalty writes into the array that it is given.
+            logits = process(self._recent, mx.array(logits))
         if s.temperature == 0:
-            return mx.argmax(logprobs, axis=-1)
+            return mx.argmax(logits, axis=-1)
         if 0 < s.top_p < 1:
-            logprobs = self._filters.apply_top_p(logprobs, s.top_p)
+            logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            logits = self._filters.apply_top_p(logits, s.top_p)
         if s.min_p > 0:
-            logprobs = self._filters.apply_min_p(logprobs, s.min_p)
-        if 0 < s.top_k < logprobs.shape[-1]:
-            logprobs = self._filters.apply_top_k(logprobs, s.top_k)
-        self._key, now = mx.random.split(self._key)
-        return mx.random.categorical(logprobs / s.temperature, key=now)
+            logits = self._filters.apply_min_p(logits, s.min_p)
+        if 0 < s.top_k < logits.shape[-1]:
+            logits = self._filters.apply_top_k(logits, s.top_k)
+        # The largest after Gumbel noise was added is a sample of the softmax.
+        return mx.argmax(logits / s.temperature + noise(logits.shape), axis=-1)
+
+    def _noise_for_one(self, shape: tuple[int, ...]) -> mx.array:
+        return mx.random.gumbel(shape, key=self._take_keys(1)[0])
+
+    def _noise(self, shape: tuple[int, ...]) -> mx.array:
+        """[n, V], each row as ``_noise_for_one`` would draw it."""
+        one = mx.vmap(lambda key: mx.random.gumbel(shape[1:], key=key))
+        noise: mx.array = one(self._take_keys(shape[0]))
+        return noise
+
+    def _take_keys(self, count: int) -> mx.array:
+        """The keys [count, 2] of the next places."""
+        first, self._place = self._place, self._place + count
+        while self._place >= len(self._keys):
+            more = mx.random.split(self._keys[-1], BLOCK)
+            self._keys = mx.concatenate([self._keys[:-1], more])
+        return self._keys[first : self._place]
+
+
+def _logprobs(logits: mx.array, tokens: mx.array) -> mx.array:
+    """Logits [n, V], tokens [n] -> their log-probabilities [n]."""
+    chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return chosen - mx.logsumexp(logits, axis=-1)

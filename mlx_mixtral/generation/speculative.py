@@ -16,18 +16,18 @@ from mlx_mixtral.generation.sampling import Sampler
 
 # Tokens that have to repeat before anything is drafted, at first and after many misses.
 EAGER, WARY = GRAM, 48
-# Tokens of a draft. With the token before them they are 16: from there on, eight experts with
-# two a token are multiplied sorted, each of them read once for all tokens that chose it.
-LONGEST_DRAFT = 15
+# Tokens of a draft that was looked up. With the token before them they are 32, enough for eight
+# experts with two a token to be multiplied sorted, each read once for all that chose it.
+LONGEST_DRAFT = 31
 
 
 class Speculator:
     """Decides who drafts, and how much.
 
     What repeats an earlier text is looked up. Where nothing repeats, nothing is drafted and
-    nothing is lost, but for what a draft model proposes. A draft that was looked up is half
-    as long as the run that speaks for it, so it grows by half while all goes well. After a
-    miss a longer run is asked for, until drafts come true again.
+    nothing is lost, but for what a draft model proposes. A draft that was looked up is one
+    token at first, and twice as long and one more after each that comes true. After one of
+    which nothing was right a longer run is asked for, until drafts come true again.
 
     Attributes:
         proposed: tokens drafted so far.
@@ -37,6 +37,7 @@ class Speculator:
     def __init__(self, prompt: Sequence[int], model: DraftModel | None = None) -> None:
         self.proposed = self.accepted = 0
         self._prompt: Sequence[int] = prompt
+        self._end = len(prompt)  # what is quoted from it does not go on behind it
         self._lookup = Lookup()
         self._needed = EAGER
         self._model = model
@@ -70,10 +71,12 @@ class Speculator:
 
     def looked_up(self, skip: int, most: int) -> list[int]:
         """Up to ``most`` tokens that may come after the next ``skip``, which are not known yet."""
-        run = self._lookup.run
-        if run < self._needed:
+        at, run = self._lookup.at, self._lookup.run
+        if at is None or run < self._needed:
             return []
-        return self._lookup.continuation(skip, min(run // 2, most, LONGEST_DRAFT))
+        if at < self._end:
+            most = min(most, self._end - at - skip)
+        return self._lookup.continuation(skip, min(run - GRAM + 1, most, LONGEST_DRAFT))
 
     def judge(self, proposed: int, accepted: int, seconds: float) -> None:
         """Take note of what came of a draft, and how long it took to make and to verify."""
@@ -84,7 +87,7 @@ class Speculator:
             self._model.pace.note(proposed, accepted, seconds, self._behind)
         elif accepted == proposed:
             self._needed = max(EAGER, self._needed // 2)
-        elif 2 * accepted < proposed:
+        elif not accepted:
             self._needed = min(WARY, 2 * self._needed)
 
     def stepped(self, seconds: float) -> None:
