@@ -4,6 +4,7 @@
 # make fuzz    hostile files by the ten thousand, for half an hour or so
 # make bench   this program against mlx-lm in one run: with a GPU that has room for it the full
 #              shape of 8x7B, of random weights, else the demo; BENCH="..." asks for something else
+# make quality what quantizing costs: every effort and mlx-lm in 4, 3 and 2 bits, minutes
 # make bench-convert SOURCE=folder    the same for converting; a 16-bit checkpoint is needed
 
 VENV := .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # The first of these that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14,$(shell $(p) -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print("$(p)")' 2>/dev/null)))
 
-.PHONY: chat test check fuzz bench bench-convert format clean
+.PHONY: chat test check fuzz bench quality bench-convert format clean
 
 chat: $(VENV)/ready
 	@$(BIN)/mixtral-mlx chat demo
@@ -29,6 +30,9 @@ fuzz: $(VENV)/ready-dev
 
 bench: $(VENV)/ready
 	@$(BIN)/mixtral-mlx bench $(or $(BENCH),$$($(BIN)/python -m mlx_mixtral.lab.choice))
+
+quality: $(VENV)/ready
+	@$(BIN)/python examples/demo_model/quality_table.py
 
 bench-convert: $(VENV)/ready
 	@$(BIN)/python -m convert.bench $(SOURCE)

@@ -177,6 +177,17 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     assert heldout(DEMO, running).left_out == ""
 
 
+def test_running_text_in_windows_of_1024(tmp_path: Path) -> None:
+    """Each 512 tokens further on, as the report says."""
+    file = tmp_path / "a.txt"
+    file.write_text(TEXT * 40)
+    cut = heldout(DEMO, file)
+    assert [len(window.ids) for window in cut.windows[:-1]] == [1024] * (len(cut.windows) - 1)
+    assert [window.count for window in cut.windows[:-1]] == [1023, *[512] * (len(cut.windows) - 2)]
+    assert len(cut.windows) > 2
+    assert "1024 tokens, <s> first, each 512 further on" in cut.rule
+
+
 def _says(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
