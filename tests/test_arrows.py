@@ -28,7 +28,8 @@ ARROWS = {
     "cpu": "blas tuning experts model",
     "network": "cpu experts model weights config errors",
     "memory": "generation config errors",
-    "loading": "memory generation network jsonfile weights model config catalog tokenizer template errors",
+    "loading": "memory generation network jsonfile weights model config catalog tokenizer "
+    "template errors",
     "generation": "shards tuning model config errors",
     "chat": "loading generation model config errors",
     "server": "chat loading generation template config errors",

@@ -11,10 +11,10 @@ from checkpoints import quantization, tiny_config, write_hf, write_mlx
 from convert.feeds import LocalFeed
 from convert.journal import Journal
 from convert.pipeline import convert
-from convert.run import FILES_AT_ONCE
 from convert.plan import own_recipe, plan
 from convert.readers.detect import open_source
 from convert.recipe import uniform
+from convert.run import FILES_AT_ONCE
 from convert.skeleton import Skeleton
 from convert.target import partial_of
 from convert.writer import ShardWriter
