@@ -234,6 +234,22 @@ def test_forged_metadata_are_refused(
     refusal(tmp_path / "a", cache, owner)
 
 
+def test_a_file_without_what_the_window_needs_is_refused(
+    model: Transformer, owner: Owner, tmp_path: Path
+) -> None:
+    path, cache = tmp_path / "a", PromptCache(model.config, KVSettings(None, 20))
+    kv_file.write(path, fed(model, cache.kv, 23), owner)
+    whole = path.read_bytes()
+    for gap in (1, 500):  # 4 first tokens and 19 before the next one: just enough
+        changes = {"tokens": json.dumps([1] * (23 + gap)), "gap": str(gap)}
+        path.write_bytes(forged(whole, **changes))
+        kv_file.read(path, cache, owner)
+        cache.reset()
+    kv_file.write(path, fed(model, cache.kv, 22), owner)
+    path.write_bytes(forged(path.read_bytes(), tokens=json.dumps([1] * 122), gap="100"))
+    refusal(path, cache, owner)
+
+
 @pytest.mark.parametrize("what", ["model.safetensors", "config.json", "nothing", "folder", "empty"])
 def test_foreign_files_are_refused(
     model: Transformer, owner: Owner, folder: Path, tmp_path: Path, what: str
