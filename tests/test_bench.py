@@ -59,7 +59,8 @@ def probe() -> Bandwidth:
 
 
 def test_json_beside_mlx_lm(run: Run) -> None:
-    code, out, err = run("demo", *TINY, "--against", "mlx-lm", "--against", "mlx-lm-f32", "--json")
+    both = ("--against", "mlx-lm", "--against", "mlx-lm-f32")
+    code, out, err = run("demo", *TINY, "--repeat", "1", *both, "--json")
     assert (code, err) == (0, "")
     record = json.loads(out)
     assert record["model"] == "demo"
@@ -240,7 +241,7 @@ def test_loads_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     held = mx.zeros((3 << 26,))  # a parent of 800 MB
     mx.eval(held)
     folder = Path(demo_folder())
-    ours, theirs = compare_loads(folder, ("mlx-lm",), 2, lambda _: None)
+    ours, theirs = compare_loads(folder, ("mlx-lm",), 1, lambda _: None)
     assert (ours.name, theirs.name, ours.ratio) == ("mlx-mixtral", "mlx-lm", None)
     assert theirs.ratio is not None
     assert theirs.ratio > 0

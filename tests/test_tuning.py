@@ -21,7 +21,8 @@ from mlx_mixtral.cpu import unpacking_pays
 from mlx_mixtral.errors import MixtralError
 from mlx_mixtral.experts.resident import ResidentExperts
 from mlx_mixtral.generation import prefill
-from mlx_mixtral.lab import trial
+from mlx_mixtral.lab import bench, trial
+from mlx_mixtral.lab.roofline import Bandwidth
 from mlx_mixtral.lab.trial import Trial, Work
 from mlx_mixtral.lab.tune import Knob, knobs_of, tune, works_of
 from mlx_mixtral.tuning import (
@@ -448,6 +449,8 @@ def test_bench_says_what_is_tuned(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = ("demo", "--prompt", "2", "--generate", "2", "--repeat", "1")
+    usual = (lambda _: None, (), lambda: Bandwidth(1e9, 1e9, 1))
+    monkeypatch.setattr(bench.bench, "__defaults__", usual)
     write_tuning(Tuning(sort_from=64))
     assert run(monkeypatch, *short) == 0
     assert "tuned for this machine: sort_from 64" in capsys.readouterr().out
