@@ -1,6 +1,6 @@
 """What an error in each kind of matrix does to a model's predictions.
 
-    python examples/demo_model/sensitivity.py FOLDER      a model in 16 bits, small enough for memory
+    python examples/demo_model/sensitivity.py FOLDER      (a model in 16 bits that fits memory)
 
 Each kind of matrix of each layer is quantized alone, at 3 bits. The divergence that this causes,
 over the relative error energy |W - Q|^2 / |W|^2 that it is caused by, is what one unit of error
