@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
@@ -818,3 +819,33 @@ def test_ctrl_c_leaves_nothing(spawn: Any, tmp_path: Path) -> None:
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
     assert list(references_home.iterdir()) == []
+
+
+# --- the table of `make quality`
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXAMPLES / "demo_model"))
+    return importlib.import_module("quality_table")
+
+
+def test_the_table_has_a_cell_for_every_heading(table: Any, measured: Any) -> None:
+    found: Quality = measured[2]
+    row = table.row(4, "fast", found.to_dict())
+    assert row.count("|") == table.HEAD.splitlines()[0].count("|")
+    comparison = found.comparison
+    assert comparison is not None
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[1:3] == ["4", "fast"]
+    assert cells[5].startswith(f"{comparison.kl.mean.value:.4f} ± ")
+    own = np.mean([layer.router_own for layer in comparison.layers])
+    ran = np.mean([layer.router_cumulated for layer in comparison.layers])
+    assert cells[9] == f"{own:.1%}, {ran:.1%}"
+
+
+def test_the_demo_is_not_calibrated_on_what_it_is_measured_on(table: Any, tmp_path: Path) -> None:
+    measured_on = set(default_text(DEMO).read_text().splitlines())
+    others = set(table.other_questions(tmp_path / "a.jsonl").read_text().splitlines())
+    assert len(others) > 500
+    assert not others & measured_on
