@@ -64,7 +64,12 @@ def heldout(folder: Path, file: Path | None = None, most: int = 8192) -> Heldout
 
 def default_text(folder: Path) -> Path:
     """The demo's own questions for what has its vocabulary, and knows nothing else; for every
-    other model a mixed text: prose, letters, code, figures, five languages."""
+    other model a mixed text: prose, letters, code, figures, five languages.
+
+    Of that, the prose is from News from Nowhere (William Morris, 1890), Beethoven's Letters (Lady
+    Wallace's translation, 1866) and The Compleat Angler (Izaak Walton, 1653), in the public
+    domain; the rest was written for this.
+    """
     demo, name = resolve(DEMO), "tokenizer.model"
     if (folder / name).is_file() and (folder / name).read_bytes() == (demo / name).read_bytes():
         return demo / "heldout.jsonl"
