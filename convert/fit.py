@@ -5,7 +5,8 @@ Each unit (see ``convert.sensitivity``) takes one of 19 forms: 2, 3, 4, 5, 6 or 
 choose one form for each unit whose bytes fit the budget, the one with the least loss in all is
 found by dynamic programming over the bytes spent (the multiple-choice knapsack of Dudzinski and
 Walukiewicz 1987): unit by unit, the least loss for every amount. Amounts are counted in steps
-of a 20,000th of what there is to spend, always rounded up; within that it is exact.
+of a 20,000th of what there is to spend, always rounded up; within that it is exact, and what
+rounding leaves is spent greedily.
 """
 
 import re
@@ -149,7 +150,26 @@ def choose(options: Sequence[Sequence[Choice]], budget: int) -> list[Choice]:
         choice = choices[which[place]]
         chosen.append(choice)
         place -= -(-(choice.nbytes - least) // step)
-    return chosen[::-1]
+    return _with_the_rest(chosen[::-1], options, budget)
+
+
+def _with_the_rest(
+    chosen: list[Choice], options: Sequence[Sequence[Choice]], budget: int
+) -> list[Choice]:
+    """What rounding up left unspent, spent on one unit after the other, where it gains most."""
+    chosen = list(chosen)
+    while True:
+        spare = budget - sum(choice.nbytes for choice in chosen)
+        gains = [
+            (has.loss - other.loss, number, other)
+            for number, (has, choices) in enumerate(zip(chosen, options, strict=True))
+            for other in choices
+            if other.nbytes - has.nbytes <= spare and other.loss < has.loss
+        ]
+        if not gains:
+            return chosen
+        _, number, better = max(gains, key=lambda gain: gain[0])
+        chosen[number] = better
 
 
 def _bytes(source: Source, unit: Unit, form: Form) -> int:

@@ -169,6 +169,16 @@ def test_the_smallest_is_said(source):
     assert forms == {QuantSpec(2, 128)}
 
 
+def test_what_rounding_leaves_is_spent():
+    """Three of 10 bytes each and 30 to spend: in steps of 7 only one would fit."""
+    options = [[Choice(None, 0, 1.0), Choice(None, 10, 0.0)] for _ in range(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convert.fit.STEPS", 5)
+        for budget, taken in ((30, 3), (29, 2), (10, 1), (9, 0)):
+            chosen = choose(options, budget)
+            assert sum(c.nbytes for c in chosen) == 10 * taken
+
+
 def test_all_of_it_fits(source):
     fitted = fit(source, 10**12)
     assert fitted.recipe is None
