@@ -8,6 +8,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -406,7 +407,10 @@ def test_a_draft_with_another_vocabulary_is_refused_in_one_line(
     (folder / "tokenizer_config.json").write_text(
         json.dumps(tokenizer | {"added_tokens_decoder": extra})
     )
-    for draft in (fewer, load(folder)):
+    swapped = copy(demo.tokenizer)
+    a, b, *rest = reversed(swapped._surfaces)
+    swapped._surfaces = [*reversed(rest), a, b]
+    for draft in (fewer, load(folder), replace(demo, tokenizer=swapped)):
         for use in (Chat, lambda lm, draft: generate(lm, "Hello", draft=draft)):
             with pytest.raises(UsageError, match="vocabular") as caught:
                 use(demo, draft=draft)  # type: ignore[operator]
