@@ -10,6 +10,7 @@ rounding leaves is spent greedily.
 """
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -207,7 +208,8 @@ def summary(fitted: Fitted) -> list[str]:
             f"{_called(form)}{_where(layers) if len(forms) > 1 else ''}"
             for form, layers in sorted(forms.items(), key=lambda item: -_width(item[0]))
         ]
-        lines.append(f"{KINDS[kind]:<11}{'; '.join(parts)}")
+        line = f"{KINDS[kind]:<11}{'; '.join(parts)}"
+        lines += textwrap.wrap(line, 79, subsequent_indent=" " * 11, break_on_hyphens=False)
     return lines
 
 
