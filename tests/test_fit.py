@@ -20,7 +20,7 @@ from convert.fit import SPECS, STEPS, Choice, Fitted, choose, fit, parse_size, s
 from convert.pipeline import convert
 from convert.plan import plan
 from convert.readers.safetensors import read_folder
-from convert.sensitivity import WEIGHTS, Unit, losses, units
+from convert.sensitivity import WEIGHTS, Unit, _sample, losses, units
 from mlx_mixtral.config import QuantSpec, read_config
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.lab.shapes import SHAPES
@@ -65,6 +65,16 @@ def test_choosing_is_as_good_as_trying_everything(raw, spare):
         if sum(c.nbytes for c in combination) <= budget
     ]
     assert sum(c.loss for c in chosen) == min(fitting)
+
+
+@given(OPTIONS, st.integers(0, 200), st.integers(1, 9))
+def test_never_more_however_coarse_the_steps(raw, spare, steps):
+    options = [[Choice(None, n, float(loss)) for n, loss in choices] for choices in raw]
+    budget = sum(min(c.nbytes for c in choices) for choices in options) + spare
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convert.fit.STEPS", steps)
+        chosen = choose(options, budget)
+    assert sum(c.nbytes for c in chosen) <= budget
 
 
 def test_amounts_larger_than_the_steps_are_rounded_up():
@@ -116,6 +126,13 @@ def test_losses_are_the_errors_of_what_would_be_written(folder, source):
         error = np.square(weight - rough).sum() / np.square(weight).sum()
         found = losses(source, unit, [spec], "fast")[spec]
         assert found == pytest.approx(error * WEIGHTS["down"] / 4, rel=0.15)
+
+
+def test_the_sample_is_spread_over_experts_and_rows(source):
+    down = source.tensors[next(u for u in units(TINY) if u.kind == "down").names[0]]
+    experts = [np.array(part.read().astype(mx.float32)) for part in down.parts]
+    sample = np.array(_sample(down).astype(mx.float32))
+    assert np.array_equal(sample, np.concatenate([experts[0][::8], experts[2][::8]]))
 
 
 def test_losses_order_the_forms(source):
