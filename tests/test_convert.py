@@ -256,7 +256,7 @@ def keep(source: Path, out: Path) -> Path:
 
 @pytest.mark.parametrize("era", ["B", "C"])
 @pytest.mark.parametrize("config", QUANTIZED.values(), ids=QUANTIZED.keys())
-def test_codes_stay_as_they_are(tmp_path, config, era):
+def test_codes_stay_as_they_are(tmp_path, config, era, kept_packed):
     half = {n: np.array(mx.array(w).astype(mx.bfloat16).astype(mx.float32))
             for n, w in random_weights(config).items()}  # fmt: skip
     source = write_mlx(tmp_path / "mlx", config, half, era=era)
