@@ -73,11 +73,7 @@ def fit(
         importance: of each column [groups, group size, 1]: the error of a weight counts so
             much. Columns of no importance at all have to have a little.
     """
-    scales, biases = _search(xp, weights, bits, importance)
-    scales = stored(xp, scales, dtype)
-    codes = encode(xp, weights, scales, biases, bits)
-    # The best bias for the codes and for the scale as it is stored.
-    biases = stored(xp, _mean(xp, weights - codes * scales, importance), dtype)
+    scales, biases = (stored(xp, a, dtype) for a in _search(xp, weights, bits, importance))
     ours = _rounded(xp, weights, scales, biases, bits)
     if known is None:
         return ours

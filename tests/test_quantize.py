@@ -116,7 +116,7 @@ def test_near_the_best_there_is(bits):
 )
 def test_no_group_becomes_worse(seed, bits, group_size, dtype, size, shift):
     rng = np.random.default_rng(seed)
-    values = rng.standard_t(2, (4, 256)) * size + shift * size
+    values = np.clip(rng.standard_t(2, (4, 256)) * size + shift * size, -6e4, 6e4)  # for float16
     weight = mx.array(values.astype(np.float32)).astype(dtype)
     spec = QuantSpec(bits, group_size)
     better, fast = (errors(weight, spec, effort) for effort in ("better", "fast"))
