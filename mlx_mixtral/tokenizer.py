@@ -107,6 +107,17 @@ class Tokenizer:
         """Whether every id means the same token in both."""
         return self._surfaces == other._surfaces and self.controls == other.controls
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What an id spells, a space before a word included: a part of a character perhaps.
+
+        Control pieces, special added tokens and ids outside the vocabulary spell nothing.
+        """
+        known = 0 <= token_id < len(self._surfaces)
+        surface = self._surfaces[token_id] if known else ""
+        if isinstance(surface, int):
+            return bytes([surface])
+        return surface.replace(_SPACE, " ").encode()
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; see ``StreamingDetokenizer`` for what each id gives."""
         stream = self.detokenizer()

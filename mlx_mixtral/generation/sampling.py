@@ -122,10 +122,16 @@ class Sampler:
         self._states: list[tuple[int, mx.array]] = []
         self._recent = mx.array(list(prompt)[-settings.repetition_window :], mx.int32)
 
-    def __call__(self, logits: mx.array) -> tuple[mx.array, mx.array]:
-        """Logits [1, V] -> the token [1] and its log-probability [1] under the model itself."""
+    def __call__(
+        self, logits: mx.array, allowed: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """Logits [1, V] -> the token [1] and its log-probability [1] under the model itself.
+
+        Args:
+            allowed: [V], which tokens may be chosen; None: all.
+        """
         logits = logits.astype(mx.float32)
-        token = self._choose(logits, self._noise_for_one)
+        token = self._choose(logits, self._noise_for_one, allowed)
         if self._processors:
             recent = mx.concatenate([self._recent, token.astype(mx.int32)])
             self._recent = recent[-self.settings.repetition_window :]
@@ -161,11 +167,18 @@ class Sampler:
         self._place, self._recent = self._states[count - 1]
         self._states = []
 
-    def _choose(self, logits: mx.array, noise: Callable[[tuple[int, ...]], mx.array]) -> mx.array:
+    def _choose(
+        self,
+        logits: mx.array,
+        noise: Callable[[tuple[int, ...]], mx.array],
+        allowed: mx.array | None = None,
+    ) -> mx.array:
         s = self.settings
         for process in self._processors:
             # A copy, since mlx-lm's penalty writes into the array that it is given.
             logits = process(self._recent, mx.array(logits))
+        if allowed is not None:
+            logits = mx.where(allowed, logits, -mx.inf)
         if s.temperature == 0:
             return mx.argmax(logits, axis=-1)
         if 0 < s.top_p < 1:

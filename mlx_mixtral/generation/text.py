@@ -19,7 +19,9 @@ from mlx_mixtral.generation.speculative import Speculator
 from mlx_mixtral.generation.stops import StopStrings
 
 if TYPE_CHECKING:
+    from mlx_mixtral.config import ModelConfig
     from mlx_mixtral.loading import LanguageModel
+    from mlx_mixtral.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,18 @@ def answer(
         interrupted: asked at every step; true makes the present piece the last.
         draft: proposes tokens, unless ``settings`` forbid speculation.
     """
-    limit, vocab = lm.config.max_position_embeddings, lm.config.vocab_size
+    most = longest_answer(lm.config, prompt, settings)
+    return _answer(lm, prompt, settings, most, cache, interrupted, draft)
+
+
+def longest_answer(config: ModelConfig, prompt: Sequence[int], settings: Sampling) -> int:
+    """Tokens that the answer may have.
+
+    Raises:
+        UsageError: an empty prompt, or an id outside the vocabulary.
+        ContextError: the prompt fills the model's context.
+    """
+    limit, vocab = config.max_position_embeddings, config.vocab_size
     if not prompt:
         raise UsageError("the prompt is empty; give some text")
     if bad := [i for i in (*prompt, *settings.logit_bias) if not 0 <= i < vocab]:
@@ -164,48 +177,71 @@ def answer(
             f"the prompt has {len(prompt)} tokens and the model's context holds {limit}, "
             "the answer included; shorten it"
         )
-    return _answer(lm, prompt, settings, cache, interrupted, draft)
+    room = limit - len(prompt)
+    return min(settings.max_tokens or room, room)
+
+
+class AnswerText:
+    """The text of an answer, token by token, and what ends it.
+
+    Attributes:
+        tokens: how many it has, without an end token.
+        reason: why it is over: "stop" (end token or stop text), "length" (``most`` tokens).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, settings: Sampling, most: int) -> None:
+        self.tokens = 0
+        self.reason: str | None = None
+        self._most, self._ends = most, tokenizer.stop_ids
+        self._detokenizer, self._stops = tokenizer.detokenizer(), StopStrings(settings.stop)
+
+    def push(self, token: int) -> str:
+        """One more token; the text that is certain now, which is all once the answer is over."""
+        if token in self._ends:
+            self.reason = "stop"
+            return self.flush()
+        self.tokens += 1
+        text = self._stops.push(self._detokenizer.push(token))
+        if self._stops.stopped:
+            self.reason = "stop"
+        elif self.tokens == self._most:
+            self.reason = "length"
+        return text + self.flush() if self.reason else text
+
+    def flush(self) -> str:
+        """No more tokens come: what was held back."""
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
 
 
 def _answer(
     lm: LanguageModel,
     prompt: list[int],
     settings: Sampling,
+    most: int,
     cache: PromptCache,
     interrupted: Callable[[], bool],
     draft: DraftModel | None,
 ) -> Iterator[Piece]:
-    room = lm.config.max_position_embeddings - len(prompt)
-    most = min(settings.max_tokens or room, room)
     cached = cache.reuse(prompt)
     sampler = Sampler(settings, prompt)
     speculator = Speculator(prompt, draft) if settings.speculate else None
     clock = _Clock(len(prompt), cached, sampler.seed)
-    detokenizer, stops = lm.tokenizer.detokenizer(), StopStrings(settings.stop)
+    said = AnswerText(lm.tokenizer, settings, most)
     steps = generate_tokens(lm.model, cache, prompt, sampler, most, interrupted, speculator)
     try:
         for step in steps:
             clock.tick()
-            ended = step.token in lm.tokenizer.stop_ids
-            text = stops.push("" if ended else detokenizer.push(step.token))
-            reason = _reason(ended or stops.stopped, clock.steps == most, interrupted())
+            text, reason = said.push(step.token), said.reason
+            if not reason and interrupted():
+                text, reason = text + said.flush(), "interrupted"
             if reason:
-                text += stops.push(detokenizer.flush()) + stops.flush()
-                stats = clock.stats(clock.steps - ended, speculator)
+                stats = clock.stats(said.tokens, speculator)
                 yield Piece(text, step.token, step.logprob, reason, stats)
                 return
             yield Piece(text, step.token, step.logprob)
     finally:
         steps.close()  # type: ignore[attr-defined]
     yield Piece("", None, 0.0, "interrupted", clock.stats(0))
-
-
-def _reason(stopped: bool, full: bool, interrupted: bool) -> str | None:
-    if stopped:
-        return "stop"
-    if full:
-        return "length"
-    return "interrupted" if interrupted else None
 
 
 class _Clock:

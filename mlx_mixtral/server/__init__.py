@@ -1,0 +1,1 @@
+"""Many conversations at once with one loaded model."""
