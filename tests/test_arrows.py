@@ -107,7 +107,7 @@ def test_the_model_is_arithmetic_alone():
     """No paths, no files, no printing, nothing of the device's or the user's."""
     for file in ROOT.glob("mlx_mixtral/model/*.py"):
         tops = {name.partition(".")[0] for name in imports(file)}
-        library = {"__future__", "collections", "functools", "typing"}
+        library = {"__future__", "collections", "functools", "itertools", "typing"}
         assert tops <= {*library, "mlx", "mlx_mixtral"}, file
         names = {n.id for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Name)}
         assert not names & {"print", "open"}, file

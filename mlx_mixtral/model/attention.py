@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,6 +22,21 @@ class Cache(Protocol):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]: ...
 
     def make_mask(self, n: int, *, return_array: bool, window_size: int | None) -> Mask: ...
+
+
+class Span(NamedTuple):
+    """The rows of one text among those of several, for one layer.
+
+    Attributes:
+        rows: which they are.
+        mask, cache: as the text would have them by itself.
+        last: attend from so many of its last tokens only; None: from all.
+    """
+
+    rows: slice
+    mask: Mask
+    cache: Cache
+    last: int | None
 
 
 class Attention(nn.Module):
@@ -49,16 +65,37 @@ class Attention(nn.Module):
             last: attend from so many of the last tokens only: [B, last, D].
         """
         # [B, H + 2K, L, hd]: queries, keys and values; the first two are turned together.
-        qkv = mx.unflatten(self.qkv_proj(x), -1, (-1, self.head_dim)).swapaxes(1, 2)
+        qkv = self._heads(x).swapaxes(1, 2)
         turned = self._rope(qkv[:, : -self.kv_heads], cache.offset if cache is not None else 0)
-        q, k, v = turned[:, : self.heads], turned[:, self.heads :], qkv[:, -self.kv_heads :]
+        y = self._attend(turned, qkv[:, -self.kv_heads :], mask, cache, last)
+        return self.o_proj(y.swapaxes(1, 2).flatten(2))
+
+    def together(self, x: mx.array, positions: mx.array, spans: Sequence[Span]) -> mx.array:
+        """Rows [N, D] of several texts, each at its position [N] -> [M, D], those asked for."""
+        # [N, H + 2K, 1, hd]: as many texts of one token each, until keys and values part them.
+        qkv = self._heads(x)[:, :, None]
+        turned = self._rope(qkv[:, : -self.kv_heads], positions)
+        values = qkv[:, -self.kv_heads :]
+        y = [
+            self._attend(turned[s.rows].swapaxes(0, 2), values[s.rows].swapaxes(0, 2), *s[1:])
+            for s in spans
+        ]
+        return self.o_proj(mx.concatenate([one.swapaxes(0, 2) for one in y]).flatten(1))
+
+    def _heads(self, x: mx.array) -> mx.array:
+        return mx.unflatten(self.qkv_proj(x), -1, (-1, self.head_dim))
+
+    def _attend(
+        self, turned: mx.array, v: mx.array, mask: Mask, cache: Cache | None, last: int | None
+    ) -> mx.array:
+        """Queries and keys [B, H + K, L, hd], values [B, K, L, hd] -> [B, H, L, hd]."""
+        q, k = turned[:, : self.heads], turned[:, self.heads :]
         keys, values = (k, v) if cache is None else cache.update_and_fetch(k, v)
         if last is not None:
             q, mask = q[:, :, -last:], _below(mask, last)
-        y = attend(q, keys, values, self.scale, mask)
-        return self.o_proj(y.swapaxes(1, 2).flatten(2))
+        return attend(q, keys, values, self.scale, mask)
 
-    def _rope(self, x: mx.array, offset: int) -> mx.array:
+    def _rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(
             x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
         )

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_mixtral.config import ModelConfig
-from mlx_mixtral.model.attention import Attention, Cache, Mask
+from mlx_mixtral.model.attention import Attention, Cache, Mask, Span
 from mlx_mixtral.model.moe import DenseMLP, Experts, SparseMoE
 
 
@@ -29,7 +29,16 @@ class Layer(nn.Module):
     ) -> mx.array:
         """[B, L, D] -> [B, L, D], or [B, last, D] for the last tokens only."""
         attended = self.self_attn(self.input_layernorm(x), mask, cache, last)
-        x = (x if last is None else x[:, -last:]) + attended
+        return self._fed_forward((x if last is None else x[:, -last:]) + attended)
+
+    def together(
+        self, x: mx.array, positions: mx.array, spans: Sequence[Span], kept: mx.array | None
+    ) -> mx.array:
+        """Rows [N, D] of several texts -> [N, D], or [M, D]: those whose numbers are kept."""
+        attended = self.self_attn.together(self.input_layernorm(x), positions, spans)
+        return self._fed_forward((x if kept is None else x[kept]) + attended)
+
+    def _fed_forward(self, x: mx.array) -> mx.array:
         y: mx.array = self[self._feed_forward](self.post_attention_layernorm(x))
         return x + y
 
