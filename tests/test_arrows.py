@@ -30,14 +30,15 @@ ARROWS = {
     "memory": "generation config errors",
     "loading": "memory generation network jsonfile weights model config catalog tokenizer "
     "template errors",
-    "generation": "shards tuning model config errors",
+    "generation": "experts shards tuning model config errors",
     "chat": "loading generation model config errors",
-    "server": "chat loading generation template config errors",
+    "server": "loading memory generation template tokenizer config errors",
     "lab": "chat loading network cpu generation experts model weights template tokenizer config "
     "tuning before_mlx jsonfile catalog errors",
 }
 # What takes long to import and `import mlx_mixtral` and `mixtral-mlx --help` do without.
 HEAVY = {"mlx_lm", "transformers", "torch", "huggingface_hub", "jinja2", "rich", "prompt_toolkit"}
+HEAVY |= {"fastapi", "uvicorn", "pydantic", "structlog", "llguidance", "prometheus_client"}
 
 
 def module(file):

@@ -16,6 +16,7 @@ from mlx_mixtral.cli.plan import plan
 from mlx_mixtral.cli.pull import pull
 from mlx_mixtral.cli.quality import quality
 from mlx_mixtral.cli.recipes import recipes
+from mlx_mixtral.cli.serve import serve
 from mlx_mixtral.cli.verify import verify
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ def start(
 
 app.command()(chat)
 app.command()(generate)
+app.command()(serve)
 app.command()(pull)
 app.command()(inspect)
 app.command()(convert)

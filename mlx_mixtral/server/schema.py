@@ -1,0 +1,272 @@
+"""What requests may hold: the fields of OpenAI's and Mistral's APIs that mean something here.
+
+A field that is not listed is refused, and so is a value of one that cannot be honoured. The
+few that are taken without an effect say so.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# Of one request. They stand in the API's description.
+MOST_MESSAGES = 2048
+MOST_TOOLS = 64
+MOST_STOPS = 16
+MOST_ANSWERS = 16
+MOST_BIASES = 1024
+MOST_INPUTS = 256
+LONGEST_STOP = 256
+
+_NO_EFFECT = "Taken, without an effect."
+
+
+class Strict(BaseModel):
+    """Nothing but the fields that are listed, of the types that are listed."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+        protected_namespaces=(),
+    )
+
+
+class TextPart(Strict):
+    """A part of a message; there are no others than text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Strict):
+    """A function that the assistant asked for."""
+
+    name: str
+    arguments: str | dict[str, Any] = Field(description="JSON text, or an object.")
+
+
+class ToolCall(Strict):
+    """A call that the assistant made."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = Field(None, description=_NO_EFFECT)
+
+
+class Message(Strict):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = Field(None, description="Of the function, in a tool's message.")
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MOST_TOOLS)
+    tool_call_id: str | None = None
+    prefix: bool = Field(
+        False, description="The answer goes on with this last message (Mistral's API)."
+    )
+    refusal: str | None = Field(None, description=_NO_EFFECT)
+    annotations: list[Any] | None = Field(None, max_length=0)
+    audio: None = None
+    function_call: None = None
+
+
+class Function(Strict):
+    """A function that may be called."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of an object.")
+    strict: bool | None = Field(None, description="Arguments always keep to the schema.")
+
+
+class Tool(Strict):
+    """Something that the model may use."""
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class FunctionName(Strict):
+    name: str
+
+
+class ChosenTool(Strict):
+    """The function that has to be called."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class AnyObjectFormat(Strict):
+    """The answer is a JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Strict):
+    name: str = Field("answer", max_length=64)
+    description: str | None = Field(None, description=_NO_EFFECT)
+    json_schema: dict[str, Any] | bool = Field(alias="schema")
+    strict: bool | None = Field(None, description="Answers always keep to the schema.")
+
+
+class SchemaFormat(Strict):
+    """The answer is JSON that keeps to a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[TextFormat | AnyObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class StreamOptions(Strict):
+    """How to stream."""
+
+    include_usage: bool = Field(False, description="A last chunk without choices tells the usage.")
+    include_obfuscation: bool = Field(False, description=_NO_EFFECT)
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
+
+
+class Named(Strict):
+    """A request to a model."""
+
+    model: str | None = Field(
+        None, max_length=256, description="Name or alias of the loaded model, which is the default."
+    )
+    user: str | None = Field(None, description=_NO_EFFECT)
+
+
+class Generating(Named):
+    """What every request for an answer may say about how to sample it."""
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MOST_ANSWERS, description="Answers to give.")
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0, description="0: off.")
+    min_p: float | None = Field(None, ge=0, le=1, description="0: off.")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10, description="1: off.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MOST_BIASES, description="Token ids, as text, to biases."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=2**63 - 1, description="The same seed gives the same answer."
+    )
+    random_seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Mistral's name of seed.")
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Generating:
+        if None not in (self.seed, self.random_seed) and self.seed != self.random_seed:
+            raise ValueError("seed and random_seed differ: give one of them")
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options only go with stream: true")
+        return self
+
+
+class ChatRequest(Generating):
+    """``POST /v1/chat/completions``"""
+
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="The newer name of max_tokens."
+    )
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required", "any"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = Field(None, description="False: one call at most.")
+    routing: bool = Field(
+        False,
+        description="Tell the experts that each layer chose for each token: choices[].routing "
+        "is [tokens][layers][experts], the one that weighed most first.",
+    )
+    metadata: dict[str, Any] | None = Field(None, description=_NO_EFFECT)
+    safety_identifier: str | None = Field(None, description=_NO_EFFECT)
+    prompt_cache_key: str | None = Field(None, description=_NO_EFFECT)
+    service_tier: Literal["auto", "default"] | None = Field(None, description=_NO_EFFECT)
+    modalities: list[Literal["text"]] | None = None
+    store: Literal[False] | None = None
+    safe_prompt: Literal[False] | None = None
+    reasoning_effort: Literal["none"] | None = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ChatRequest:
+        most = (self.max_tokens, self.max_completion_tokens)
+        if None not in most and most[0] != most[1]:
+            raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs only go with logprobs: true")
+        if any(message.prefix for message in self.messages[:-1]):
+            raise ValueError("prefix: only the last message can be gone on with")
+        if self.messages[-1].prefix and self.messages[-1].role != "assistant":
+            raise ValueError("prefix: only a message of the assistant can be gone on with")
+        return self
+
+
+class CompletionRequest(Generating):
+    """``POST /v1/completions``"""
+
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MOST_INPUTS)]
+    ) = Field(description="Text or token ids, one or several. Text goes after <s>.")
+    max_tokens: int | None = Field(16, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=20)
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+
+
+class EmbeddingRequest(Named):
+    """``POST /v1/embeddings``"""
+
+    input: (
+        str
+        | TokenIds
+        | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MOST_INPUTS)]
+    ) = Field(description="Text or token ids, one or several. Text goes after <s>.")
+    encoding_format: Literal["float", "base64"] | None = None
+    output_dtype: Literal["float"] | None = None
+
+
+class TokenizeRequest(Named):
+    """``POST /v1/tokenize``: a text, or a conversation in the model's form."""
+
+    text: str | None = None
+    bos: bool = Field(False, description="Put <s> before a text.")
+    messages: list[Message] | None = Field(None, min_length=1, max_length=MOST_MESSAGES)
+    tools: list[Tool] | None = Field(None, max_length=MOST_TOOLS)
+
+    @model_validator(mode="after")
+    def _check_one(self) -> TokenizeRequest:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("give either text or messages")
+        if self.text is not None and self.tools:
+            raise ValueError("tools only go with messages")
+        return self
+
+
+class DetokenizeRequest(Named):
+    """``POST /v1/detokenize``"""
+
+    tokens: list[Annotated[int, Field(ge=0, lt=1 << 31)]]

@@ -1,0 +1,186 @@
+"""One model being served: requests in, answers out, whatever the route."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mlx_mixtral.server.answers import Answer, AnswerReader, Usage, events_of
+from mlx_mixtral.server.asgi import until_gone
+from mlx_mixtral.server.engine import Engine
+from mlx_mixtral.server.failure import ClientGone, Refusal, json_bytes
+from mlx_mixtral.server.jobs import Done
+from mlx_mixtral.server.names import ServedModel
+from mlx_mixtral.server.plan import Plan, Planner
+from mlx_mixtral.server.record import Record, record_of
+from mlx_mixtral.server.replies import DONE, ChatReply, CompletionReply
+from mlx_mixtral.server.schema import ChatRequest, CompletionRequest
+from mlx_mixtral.server.settings import Settings
+from mlx_mixtral.server.stream import EventStream, error_frame
+from mlx_mixtral.server.tickets import Ticket
+
+if TYPE_CHECKING:
+    from mlx_mixtral.loading import LanguageModel
+
+T = TypeVar("T")
+
+
+class JSONReply(Response):
+    """A reply in JSON, whatever text is in it."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        return json_bytes(content)
+
+
+class Service:
+    """A loaded model and its engine.
+
+    Attributes:
+        lm, engine, settings: what it was made of.
+        model: what clients are told about the model.
+        stopping: no new request is taken any more.
+    """
+
+    def __init__(self, lm: LanguageModel, engine: Engine, settings: Settings) -> None:
+        self.lm, self.engine, self.settings = lm, engine, settings
+        self.model = ServedModel.of(lm, settings.name, settings.aliases)
+        self.planner = Planner(lm)
+        self.stopping = False
+
+    def stop(self) -> None:
+        """Take no more requests; those under way go on."""
+        self.stopping = True
+
+    async def chat(self, request: Request, asked: ChatRequest) -> Response:
+        """Answers a conversation."""
+        self.model.check(asked.model)
+        plan = await asyncio.to_thread(self.planner.chat, asked)
+        return await self._answer(request, asked, plan)
+
+    async def complete(self, request: Request, asked: CompletionRequest) -> Response:
+        """Continues texts."""
+        self.model.check(asked.model)
+        plan = await asyncio.to_thread(self.planner.completion, asked)
+        return await self._answer(request, asked, plan)
+
+    async def _answer(
+        self, request: Request, asked: ChatRequest | CompletionRequest, plan: Plan
+    ) -> Response:
+        kind = ChatReply if isinstance(asked, ChatRequest) else CompletionReply
+        reply = kind(asked, self.model.id, self.lm.tokenizer)  # type: ignore[arg-type]
+        record = record_of(request.scope)
+        if self.settings.log_prompts:
+            record.asked = asked.model_dump(include={"messages", "prompt"}, exclude_none=True)
+        answers_each = asked.n or 1
+        tickets = self.submit(plan)
+        if not asked.stream:
+            work = self._whole(tickets, plan, record, answers_each)
+            answers, usage = await unless_gone(request, work)
+            return JSONReply(reply.whole(answers, usage))
+        options = asked.stream_options
+        frames = self._frames(
+            tickets,
+            plan,
+            reply,
+            record,
+            answers_each,
+            options is not None and options.include_usage,
+        )
+        return EventStream(frames, self.settings.limits.keep_alive_seconds)
+
+    def submit(self, plan: Plan) -> list[Ticket]:
+        """All jobs of a plan, or none of them. Raises as the engine's ``submit``."""
+        tickets: list[Ticket] = []
+        if self.stopping:
+            raise Refusal(503, "the server is stopping", code="stopping")
+        try:
+            for job in plan.jobs:
+                tickets.append(self.engine.submit(job))
+        except BaseException:
+            cancel(tickets)
+            raise
+        return tickets
+
+    async def _whole(
+        self, tickets: Sequence[Ticket], plan: Plan, record: Record, answers_each: int
+    ) -> tuple[list[Answer], Usage]:
+        readers = [AnswerReader(plan, self.lm.tokenizer) for _ in tickets]
+        answers = [Answer() for _ in tickets]
+        try:
+            async for index, event in events_of(tickets):
+                answers[index].add(readers[index].read(event))
+        finally:
+            cancel(tickets)
+        usage = Usage.of([answer.done for answer in answers], answers_each)
+        _note(record, usage, [answer.done for answer in answers])
+        if self.settings.log_prompts:
+            record.answered = [answer.text for answer in answers]
+        return answers, usage
+
+    async def _frames(
+        self,
+        tickets: Sequence[Ticket],
+        plan: Plan,
+        reply: ChatReply | CompletionReply,
+        record: Record,
+        answers_each: int,
+        tell_usage: bool,
+    ) -> AsyncIterator[bytes]:
+        readers = [AnswerReader(plan, self.lm.tokenizer) for _ in tickets]
+        ends: dict[int, Done] = {}
+        texts = [""] * len(tickets)
+        try:
+            for index in range(len(tickets)):
+                if opening := reply.first(index):
+                    yield opening
+            async for index, event in events_of(tickets):
+                part = readers[index].read(event)
+                if self.settings.log_prompts:
+                    texts[index] += part.text
+                if part.done:
+                    ends[index] = part.done
+                if chunk := reply.chunk(index, part):
+                    yield chunk
+            done = [ends[index] for index in range(len(tickets))]
+            usage = Usage.of(done, answers_each)
+            _note(record, usage, done)
+            record.answered = texts if self.settings.log_prompts else []
+            if tell_usage:
+                yield reply.usage(usage)
+            yield DONE
+        except Exception as error:
+            record.failure = error
+            yield error_frame(error)
+        finally:
+            cancel(tickets)
+
+
+def cancel(tickets: Sequence[Ticket]) -> None:
+    """Gives jobs up; nothing happens to those that are over."""
+    for ticket in tickets:
+        ticket.cancel()
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` comes to. Raises ClientGone, and ends it, when the client leaves."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(until_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+def _note(record: Record, usage: Usage, done: Sequence[Done]) -> None:
+    record.usage = usage
+    record.first_s = min((d.first_s for d in done if d.first_s), default=None)

@@ -1,0 +1,42 @@
+"""A request that is not of the form it should have, told in OpenAI's way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+
+from mlx_mixtral.server.failure import Refusal
+
+_MOST = 3
+
+
+def invalid(error: RequestValidationError) -> Refusal:
+    """The first few things that are wrong; ``param`` is the first one's field."""
+    found = list(error.errors())
+    if found[0]["type"] == "json_invalid":
+        return Refusal(400, f"the body is no JSON: {found[0]['ctx']['error']}", code="invalid_json")
+    told = list(dict.fromkeys(_told(problem) for problem in found))
+    code = "unknown_parameter" if found[0]["type"] == "extra_forbidden" else "invalid_value"
+    return Refusal(400, "; ".join(told[:_MOST]), code=code, param=_path(found[0]) or None)
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    path = _path(problem)
+    if problem["type"] == "extra_forbidden":
+        return f"{path} is unknown here: leave it out"
+    what = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{path}: {what}" if path else what
+
+
+def _path(problem: Mapping[str, Any]) -> str:
+    """``messages.0.role``: where in the body; names of alternatives in the schema left out."""
+    steps = [step for step in problem["loc"] if step not in ("body", "path", "query")]
+    shown = [str(step)[:64] for step in steps if isinstance(step, int) or _is_field(step)]
+    return ".".join(shown)
+
+
+def _is_field(step: str) -> bool:
+    alternatives = ("[", "TextPart", "ChosenTool", "json_object", "json_schema")
+    return not (step in ("str", "float", "int", "bool") or any(a in step for a in alternatives))
