@@ -11,13 +11,19 @@ from mlx_mixtral.tuning import tuned
 
 
 class ResidentExperts(nn.Module):
-    """The SwiGLU experts of one layer, one array a projection."""
+    """The SwiGLU experts of one layer, one array a projection.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        slots: make room for so many experts only; None: for all.
+    """
+
+    def __init__(self, config: ModelConfig, slots: int | None = None) -> None:
         super().__init__()
         e, d, f = config.num_local_experts, config.hidden_size, config.intermediate_size
-        self.gate_up_proj = StackedLinear(e, d, 2 * f)
-        self.down_proj = StackedLinear(e, f, d)
+        held = e if slots is None else slots
+        self.gate_up_proj = StackedLinear(held, d, 2 * f)
+        self.down_proj = StackedLinear(held, f, d)
+        self._experts = e
         # MLX's grouped kernel, which reads an expert once for all of its tokens, wants at
         # least four rows an expert, 16 in all, and rows sorted by expert. Fewer rows are
         # multiplied one by one, and sorting them would only cost time.
@@ -25,14 +31,18 @@ class ResidentExperts(nn.Module):
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """x [T, D], indices [T, K] -> [T, K, D]"""
+        return self.among(x, indices, indices.size)
+
+    def among(self, x: mx.array, indices: mx.array, rows: int) -> mx.array:
+        """As a call, for a part of a task: multiplied the way that ``rows`` rows would be."""
         # Not [:, None]: its strides send MLX's CPU backend a way four times as long.
-        if indices.size < self._sort_from:
+        if rows < self._sort_from:
             return self._answer(x.reshape(-1, 1, 1, x.shape[-1]), indices, False).squeeze(-2)
         tokens, k = indices.shape
         order = mx.argsort(indices.flatten())
-        rows = x[order // k].reshape(-1, 1, x.shape[-1])
-        rows = self._answer(rows, indices.flatten()[order], True)
-        return mx.unflatten(rows.squeeze(-2)[mx.argsort(order)], 0, (tokens, k))
+        sorted_x = x[order // k].reshape(-1, 1, x.shape[-1])
+        answers = self._answer(sorted_x, indices.flatten()[order], True)
+        return mx.unflatten(answers.squeeze(-2)[mx.argsort(order)], 0, (tokens, k))
 
     def _answer(self, x: mx.array, experts: mx.array, ordered: bool) -> mx.array:
         return self.down_proj(swiglu(self.gate_up_proj(x, experts, ordered)), experts, ordered)

@@ -1,0 +1,130 @@
+"""The files of a model, kept open, and read in parts by several threads."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from mlx_mixtral.errors import ModelError
+from mlx_mixtral.experts.policy import Counters
+from mlx_mixtral.pieces import AT_ONCE, READERS, Piece
+
+F_NOCACHE = 48  # <sys/fcntl.h> of macOS; Python does not name it
+
+Part = tuple[memoryview, Piece]
+"""Memory, of bytes, and what is to be read into it."""
+
+
+class Task(NamedTuple):
+    """What is read where, and what is done once it is there."""
+
+    parts: list[Part]
+    then: Callable[[], None] | None = None
+
+
+class Files:
+    """Files that are expected to stay as they are while a model is used.
+
+    The system is asked not to keep what is read: what is worth keeping lies in the slots.
+    """
+
+    def __init__(self, paths: Iterable[Path], counters: Counters) -> None:
+        self._open: dict[Path, tuple[int, tuple[int, int]]] = {}
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="experts")
+        self._counters = counters
+        self._lock, self._under_way, self._since = threading.Lock(), 0, 0.0
+        for path in sorted(set(paths)):
+            self._open[path] = _open(path)
+
+    def start(self, tasks: Iterable[Task]) -> list[Future[None]]:
+        """Begin to read; the results are None, or a ModelError.
+
+        What is only read goes to all threads; what something is done to afterwards, to one.
+        """
+        futures = []
+        for parts, then in tasks:
+            with self._lock:
+                self._counters.bytes += sum(piece.nbytes for _, piece in parts)
+            reads = [
+                partial(self._read, memory, piece, at)
+                for memory, piece in parts
+                for at in range(0, piece.nbytes, AT_ONCE)
+            ]
+            works = reads if then is None else [partial(_one_by_one, [*reads, then])]
+            futures += [self._submit(work) for work in works]
+        return futures
+
+    def check(self) -> None:
+        """Raises ModelError if a file has changed since it was opened."""
+        for path, (descriptor, before) in self._open.items():
+            if _state(descriptor) != before:
+                raise ModelError(f"{path} was changed while the model was in use; load it again")
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for descriptor, _ in self._open.values():
+            os.close(descriptor)
+        self._open = {}
+
+    def _submit(self, work: Callable[[], None]) -> Future[None]:
+        with self._lock:
+            if not self._under_way:
+                self._since = time.perf_counter()
+            self._under_way += 1
+        future = self._threads.submit(work)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, _: Future[None]) -> None:
+        with self._lock:
+            self._under_way -= 1
+            if not self._under_way:
+                self._counters.reading += time.perf_counter() - self._since
+
+    def _read(self, memory: memoryview, piece: Piece, at: int) -> None:
+        """At most ``AT_ONCE`` bytes, from byte ``at`` of a piece on."""
+        descriptor, _ = self._open[piece.file]
+        memory = memory[at : at + AT_ONCE]
+        begin = offset = piece.offset + at
+        size = len(memory)
+        while memory:
+            try:
+                count = os.preadv(descriptor, [memory], offset)
+            except OSError as error:
+                raise ModelError(f"{piece.file} cannot be read ({error.strerror})") from None
+            if not count:
+                raise ModelError(f"{piece.file} ended while it was read; fetch it again")
+            memory, offset = memory[count:], offset + count
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, begin, size, os.POSIX_FADV_DONTNEED)
+
+
+def _one_by_one(works: Iterable[Callable[[], None]]) -> None:
+    for work in works:
+        work()
+
+
+def _open(path: Path) -> tuple[int, tuple[int, int]]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, F_NOCACHE, 1)
+    elif hasattr(os, "posix_fadvise"):
+        # Without it the kernel reads on behind an expert, up to megabytes that nobody wants.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    return descriptor, _state(descriptor)
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
