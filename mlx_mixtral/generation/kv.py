@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -167,6 +168,14 @@ class LayerKV:
         if self.offset - count < self.earliest:
             raise ValueError(f"{count} tokens back is before {self.earliest}")
         self.offset -= count
+
+    def fork(self, length: int) -> LayerKV:
+        """The cache of the text's first ``length`` tokens; ValueError as of ``trim``."""
+        twin = copy(self)
+        twin.trim(self.offset - length)
+        # Arrays of their own, or one's writing into a place would change the other.
+        twin.parts = [part[..., : _in_steps(twin.held), :] for part in self.parts]
+        return twin
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
         """Take in n tokens' keys and values [B, K, n, hd]; what the n queries may have to see.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from copy import copy
 
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.generation.kv import REWIND, KVSettings, LayerKV, Layout
@@ -13,6 +14,16 @@ def make_caches(config: ModelConfig, kv: KVSettings | None = None) -> list[Layer
     """An empty KV cache a layer."""
     layout = Layout.of(config, kv or KVSettings())
     return [LayerKV(layout) for _ in range(config.num_hidden_layers)]
+
+
+def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts have in common from their start."""
+    count = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count
 
 
 class PromptCache:
@@ -45,16 +56,25 @@ class PromptCache:
         The last token of the prompt is never counted: it has to be computed to be continued.
         Where a window has left out what the next token would see, nothing is kept.
         """
-        shared = 0
-        for mine, theirs in zip(self.tokens, prompt[:-1], strict=False):
-            if mine != theirs:
-                break
-            shared += 1
+        shared = shared_tokens(self.tokens, prompt[:-1])
         if shared < self.layers[0].earliest:
             self.reset()
         self.drop(self.layers[0].offset - shared if self.tokens else 0)
         del self.tokens[shared:]
         return len(self.tokens)
+
+    def fork(self, length: int) -> PromptCache:
+        """Another cache, of the first ``length`` of the ``tokens``; neither disturbs the other.
+
+        They share memory until one of them takes more tokens in.
+
+        Raises:
+            ValueError: a window has left out what the next token would see (see ``LayerKV``).
+        """
+        twin = copy(self)
+        twin.layers = [layer.fork(length) for layer in self.layers]
+        twin.tokens = self.tokens[:length]
+        return twin
 
     def settle(self, sequence: Sequence[int]) -> None:
         """Take note that the caches were fed ``sequence`` from its start; drop the rest."""

@@ -27,6 +27,8 @@ class Sampling:
         repetition_penalty: divides positive (multiplies negative) logits of the last
             ``repetition_window`` tokens (Keskar et al. 2019, arXiv:1909.05858); 1: off.
         repetition_window: how many tokens back, prompt included, the penalty looks.
+        frequency_penalty: taken off a token's logit for each time that it stands in the answer
+            already; ``presence_penalty``: once, if it does (both as in OpenAI's API); 0: off.
         logit_bias: added to the logit of each token id.
         seed: the same seed, settings and prompt give the same answer; None: a new one
             each time, reported with the answer.
@@ -35,7 +37,7 @@ class Sampling:
             (``generation/speculative.py``). It chooses the same tokens sooner, sampled ones
             too, but for two whose probabilities differ by less than a rounding error.
 
-    The order is mlx-lm's: bias, penalty, top-p, min-p, top-k, then temperature.
+    The order is mlx-lm's: bias, penalties, top-p, min-p, top-k, then temperature.
     """
 
     max_tokens: int | None = None
@@ -45,6 +47,8 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     repetition_window: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
@@ -90,6 +94,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "min_p": (0, 1),
     "repetition_penalty": (0.01, 100),
     "repetition_window": (1, math.inf),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
     "seed": (0, 2**63 - 1),
 }
 
@@ -119,7 +125,10 @@ class Sampler:
             repetition_penalty=None if penalty == 1 else penalty,
             repetition_context_size=settings.repetition_window,
         )
-        self._states: list[tuple[int, mx.array]] = []
+        self._counts: mx.array | None = None  # [V], of the answer's tokens, if they count
+        self._counted = bool(settings.frequency_penalty or settings.presence_penalty)
+        self._looks_back = self._counted or bool(self._processors)
+        self._states: list[tuple[int, mx.array, mx.array | None]] = []
         self._recent = mx.array(list(prompt)[-settings.repetition_window :], mx.int32)
 
     def __call__(
@@ -131,11 +140,24 @@ class Sampler:
             allowed: [V], which tokens may be chosen; None: all.
         """
         logits = logits.astype(mx.float32)
+        token = self.choose(logits, allowed)
+        return token, log_probabilities(logits, token)
+
+    def choose(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        """As a call, from logits [1, V] in float32, the token [1] alone."""
         token = self._choose(logits, self._noise_for_one, allowed)
         if self._processors:
             recent = mx.concatenate([self._recent, token.astype(mx.int32)])
             self._recent = recent[-self.settings.repetition_window :]
-        return token, _logprobs(logits, token)
+        if self._counted:
+            counts = mx.zeros(logits.shape[-1]) if self._counts is None else self._counts
+            self._counts = counts.at[token].add(1)
+        return token
+
+    @property
+    def greedy(self) -> bool:
+        """The likeliest token is its choice, always."""
+        return self.settings.temperature == 0 and not self._looks_back
 
     def successive(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """Logits [n, V] of n places that follow each other -> tokens [n], log-probabilities [n].
@@ -144,16 +166,16 @@ class Sampler:
         number, and penalized for what was chosen before. ``keep`` then says how many counted.
         """
         count, first = logits.shape[0], self._place
-        if not self._processors:
+        if not self._looks_back:
             # Nothing but the random numbers differs from one place to the next.
             logits = logits.astype(mx.float32)
             tokens = self._choose(logits, self._noise)
-            self._states = [(first + n, self._recent) for n in range(1, count + 1)]
-            return tokens, _logprobs(logits, tokens)
+            self._states = [(first + n, self._recent, None) for n in range(1, count + 1)]
+            return tokens, log_probabilities(logits, tokens)
         chosen = []
         for n in range(count):
             chosen.append(self(logits[n : n + 1]))
-            self._states.append((self._place, self._recent))
+            self._states.append((self._place, self._recent, self._counts))
         return mx.concatenate([t for t, _ in chosen]), mx.concatenate([p for _, p in chosen])
 
     def fork(self) -> Sampler:
@@ -164,7 +186,7 @@ class Sampler:
 
     def keep(self, count: int) -> None:
         """Go on after the first ``count`` (one or more) of the choices of ``successive``."""
-        self._place, self._recent = self._states[count - 1]
+        self._place, self._recent, self._counts = self._states[count - 1]
         self._states = []
 
     def _choose(
@@ -177,6 +199,9 @@ class Sampler:
         for process in self._processors:
             # A copy, since mlx-lm's penalty writes into the array that it is given.
             logits = process(self._recent, mx.array(logits))
+        if self._counts is not None:
+            logits = logits - s.frequency_penalty * self._counts
+            logits = logits - s.presence_penalty * (self._counts > 0)
         if allowed is not None:
             logits = mx.where(allowed, logits, -mx.inf)
         if s.temperature == 0:
@@ -209,7 +234,21 @@ class Sampler:
         return self._keys[first : self._place]
 
 
-def _logprobs(logits: mx.array, tokens: mx.array) -> mx.array:
+def choose_each(
+    samplers: Sequence[Sampler], logits: mx.array, allowed: Sequence[mx.array | None]
+) -> mx.array:
+    """A row of logits [n, V] in float32 for each sampler -> the tokens [n] that they choose.
+
+    Args:
+        allowed: of each, [V], which tokens may be chosen; None: all.
+    """
+    if all(s.greedy and mask is None for s, mask in zip(samplers, allowed, strict=True)):
+        return mx.argmax(logits, axis=-1)
+    rows = zip(samplers, mx.split(logits, len(samplers)), allowed, strict=True)
+    return mx.concatenate([sampler.choose(row, mask) for sampler, row, mask in rows])
+
+
+def log_probabilities(logits: mx.array, tokens: mx.array) -> mx.array:
     """Logits [n, V], tokens [n] -> their log-probabilities [n]."""
     chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return chosen - mx.logsumexp(logits, axis=-1)

@@ -61,8 +61,8 @@ class TokenInfo:
         id: in the vocabulary.
         logprob: natural logarithm of its probability under the model, before sampling.
         top: (id, log-probability) of the likeliest tokens, the likeliest first.
-        experts: of each layer, the experts that the token was computed with, the first one
-            weighing most; None where that was not asked for.
+        experts: of each layer, the experts that were at work when it was chosen, the first one
+            weighing most; None where that was not asked for, or there are none.
     """
 
     id: int
@@ -127,7 +127,7 @@ class EngineStatus:
         prompt_tokens: computed; ``cached_tokens`` more did not have to be.
         completion_tokens: given out.
         finished: jobs that are over, by reason. ``refused``: turned away because of the queue.
-        passes: of the model. ``longest_pass_s``: the longest that a running answer stood still.
+        passes: of the model. ``longest_pass_s``: the longest that answers waited for one.
     """
 
     alive: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from threading import Lock
 
@@ -15,21 +15,24 @@ class Ticket:
     """The events of one job: pieces, then one ``Done``, which is the last.
 
     >>> async for event in engine.submit(job): ...
+
+    Attributes:
+        cancelled: ``cancel`` was called.
     """
 
-    def __init__(self, cancel: Callable[[Ticket], None]) -> None:
-        self._cancel = cancel
+    def __init__(self) -> None:
+        self.cancelled = False
         self._lock = Lock()
         self._events: deque[Event] = deque()
         self._over = False
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def cancel(self) -> None:
-        """Whatever its state, the job is over within a step. From any thread, any number of times.
+        """Nobody wants the answer any more: within a step it is over. From any thread.
 
         A ``Done`` comes all the same.
         """
-        self._cancel(self)
+        self.cancelled = True
 
     def put(self, event: Event) -> None:
         """For the engine: one more event."""

@@ -1,0 +1,159 @@
+"""A job under way: what was told of it so far, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+
+import numpy as np
+
+from mlx_mixtral.generation.batch import Mask, Text, Told
+from mlx_mixtral.generation.prompt_cache import PromptCache
+from mlx_mixtral.generation.sampling import Sampler
+from mlx_mixtral.generation.text import AnswerText
+from mlx_mixtral.server.jobs import Done, Job, Piece, TokenInfo
+from mlx_mixtral.server.tickets import Ticket
+from mlx_mixtral.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Request:
+    """A job, or a prompt to be embedded, from its arrival to its end.
+
+    Attributes:
+        job: None to embed the prompt.
+        most: tokens that the answer may have.
+        need: bytes that its keys and values may come to.
+        ticket: where it is told of.
+        failure: why it cannot go on, though the others can.
+        text: what is read and answered, once it runs.
+        after: another one with a prompt that begins alike, and that is read first.
+        embedding: mean of the hidden states [D], where that was asked for.
+        over: its ``Done`` was told.
+    """
+
+    def __init__(self, prompt: tuple[int, ...], job: Job | None, most: int, need: int) -> None:
+        self.prompt, self.job, self.most, self.need = prompt, job, most, need
+        self.ticket = Ticket()
+        self.over = False
+        self.failure: str | None = None
+        self.text: Text | None = None
+        self.after: Request | None = None
+        self.embedding: np.ndarray | None = None
+        self.cached = 0
+        self._said: AnswerText | None = None
+        self._arrived = perf_counter()
+        self._began = self._first = self._last = 0.0
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt to be read now."""
+        if self.text is None or self.after:
+            return 0
+        return max(0, len(self.prompt) - self.text.read)
+
+    @property
+    def answering(self) -> bool:
+        """Its prompt is read and its answer is not over."""
+        return self.job is not None and self.text is not None and not self.unread
+
+    @property
+    def more(self) -> bool:
+        """There may be a token after the one that is being chosen."""
+        return self._said is not None and self._said.tokens + 1 < self.most
+
+    @property
+    def reason(self) -> str | None:
+        """Why the answer is over, if it is."""
+        return self._said.reason if self._said else None
+
+    def begin(self, cache: PromptCache, tokenizer: Tokenizer) -> None:
+        """Continue what the cache holds of the prompt."""
+        self._began, self.cached = perf_counter(), len(cache.tokens)
+        if self.job is None:
+            self.text = Text(cache, self.prompt, None)
+            return
+        self._said = AnswerText(tokenizer, self.job.sampling, self.most)
+        self.text = Text(
+            cache,
+            self.prompt,
+            Sampler(self.job.sampling, self.prompt),
+            top=self.job.top_logprobs or 0,
+            allowed=self._allowed if self.job.grammar else None,
+            routing=self.job.routing,
+        )
+
+    def take(self, told: Told) -> bool:
+        """The token chosen next; whether it is one of the answer, and not its end."""
+        if self.text is None or self._said is None:
+            raise ValueError("the request did not begin")
+        self._last = perf_counter()
+        self._first = self._first or self._last
+        self.text.tokens.append(told.token)
+        before = self._said.tokens
+        text = self._said.push(told.token)
+        text += self._by_grammar(told.token) if not self._said.reason else ""
+        counts = self._said.tokens > before
+        if text or counts:
+            self.ticket.put(Piece(text, (TokenInfo(*told),) if counts else ()))
+        return counts
+
+    def end(self, reason: str, message: str = "") -> None:
+        """Tell that it is over, if that was not told yet."""
+        if self.over:
+            return
+        self.over = True
+        tokens = self._said.tokens if self._said else 0
+        spent = self._last - self._first
+        self.ticket.put(
+            Done(
+                reason,
+                message,
+                prompt_tokens=len(self.prompt),
+                cached_tokens=self.cached,
+                completion_tokens=tokens,
+                waited_s=(self._began or perf_counter()) - self._arrived,
+                first_s=self._first - self._arrived if self._first else 0.0,
+                tokens_per_second=(tokens - 1) / spent if spent and tokens > 1 else 0.0,
+                seed=self.text.sampler.seed if self.text and self.text.sampler else 0,
+            )
+        )
+        self.text = None
+
+    def _by_grammar(self, token: int) -> str:
+        """Tell the grammar; the rest of the text, if that ends the answer."""
+        if not self.job or not self.job.grammar or not self._said:
+            return ""
+        try:
+            self.job.grammar.accept(token)
+            if not self.job.grammar.done:
+                return ""
+        except Exception as error:
+            self._fail(error)
+            return ""
+        self._said.reason = "stop"
+        return self._said.flush()
+
+    def _allowed(self) -> Mask:
+        if self.over or self.failure or not self.job or not self.job.grammar:
+            return None
+        try:
+            mask = self.job.grammar.mask()
+            if mask is not None and not mask.any():
+                raise ValueError("the grammar allows no token")
+        except Exception as error:
+            self._fail(error)
+            return None
+        return mask
+
+    def _fail(self, error: Exception) -> None:
+        """Of a grammar, which came from outside: it concerns nobody else."""
+        log.error("a grammar failed", exc_info=error)
+        self.failure = f"the grammar failed ({one_line(error)})"
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in a line."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
