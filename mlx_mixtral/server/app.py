@@ -21,6 +21,7 @@ from mlx_mixtral.server.record import record_of
 from mlx_mixtral.server.routes import answer_routes, state_routes, text_routes
 from mlx_mixtral.server.security import Doorkeeper, Guarded, KeyCheck
 from mlx_mixtral.server.service import JSONReply, Service
+from mlx_mixtral.server.static import add_pages
 from mlx_mixtral.server.telemetry import Telemetry
 from mlx_mixtral.server.validation import invalid
 
@@ -57,7 +58,8 @@ def make_api(service: Service, metrics: Metrics) -> FastAPI:
     api.include_router(answer_routes(service))
     api.include_router(text_routes(service))
     api.include_router(state_routes(service, metrics))
-    for kind in (Refusal, MixtralError):
+    add_pages(api)
+    for kind in (Refusal, MixtralError, Exception):
         api.add_exception_handler(kind, _tell)
     api.add_exception_handler(RequestValidationError, _tell_invalid)
     api.add_exception_handler(HTTPException, _tell_http)

@@ -1,0 +1,90 @@
+"""The API's description as a page: no scripts, nothing from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+
+def docs_page(openapi: Mapping[str, Any]) -> str:
+    """HTML of an OpenAPI document: every route, and every object that it takes or gives."""
+    about = openapi["info"]
+    schemas: Mapping[str, Schema] = openapi["components"]["schemas"]
+    lines = [
+        '<!doctype html><html lang="en"><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width">',
+        f"<title>{escape(about['title'])} API</title>",
+        f"<h1>{escape(about['title'])} {escape(about['version'])}</h1>",
+        f"<p>{escape(about['description'])}</p>",
+        '<p>For programs: <a href="/openapi.json">/openapi.json</a></p>',
+        "<h2>Routes</h2>",
+    ]
+    for path, methods in openapi["paths"].items():
+        for method, operation in methods.items():
+            lines += _route(path, method, operation)
+    lines.append("<h2>Objects</h2>")
+    for name, schema in schemas.items():
+        lines += _object(name, schema)
+    return "\n".join(lines)
+
+
+def _route(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h3><code>{method.upper()} {escape(path)}</code></h3>"
+    yield f"<p>{escape(operation.get('description') or operation['summary'])}</p><dl>"
+    for kind, schema in operation.get("requestBody", {}).get("content", {}).items():
+        yield f"<dt>takes {escape(kind)}</dt><dd>{_type(schema['schema'])}</dd>"
+    for status, reply in operation["responses"].items():
+        for kind, schema in reply.get("content", {}).items():
+            what = _type(schema.get("schema", {}))
+            about = schema.get("description", "")
+            yield f"<dt>{escape(status)}: {escape(kind)}</dt><dd>{what} {escape(about)}</dd>"
+    yield "</dl>"
+
+
+def _object(name: str, schema: Schema) -> Iterator[str]:
+    yield f'<h3 id="{escape(name)}">{escape(name)}</h3>'
+    yield f"<p>{escape(schema.get('description', ''))}</p>"
+    if not schema.get("properties"):
+        return
+    yield "<table border><tr><th>field<th>type<th>default<th>"
+    required = schema.get("required", ())
+    for field, inner in schema["properties"].items():
+        default = "required" if field in required else escape(repr(inner.get("default", "")))
+        about = escape(inner.get("description", ""))
+        yield (f"<tr><td><code>{escape(field)}</code><td>{_type(inner)}<td>{default}<td>{about}")
+    yield "</table>"
+
+
+def _type(schema: Schema) -> str:
+    """A type in words, with links to objects."""
+    if "$ref" in schema:
+        name = escape(schema["$ref"].rpartition("/")[2])
+        return f'<a href="#{name}">{name}</a>'
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            return " or ".join(_type(inner) for inner in schema[key])
+    if "const" in schema:
+        return f"<code>{escape(repr(schema['const']))}</code>"
+    if "enum" in schema:
+        return " or ".join(f"<code>{escape(repr(value))}</code>" for value in schema["enum"])
+    kind = schema.get("type", "anything")
+    if kind == "array":
+        return f"list of {_type(schema.get('items', {}))}{_bounds(schema)}"
+    return f"{escape(kind)}{_bounds(schema)}"
+
+
+def _bounds(schema: Schema) -> str:
+    names = {
+        "minimum": "from",
+        "maximum": "to",
+        "minLength": "of at least",
+        "maxLength": "of at most",
+        "minItems": "of at least",
+        "maxItems": "of at most",
+        "pattern": "like",
+    }
+    told = [f"{word} {schema[key]}" for key, word in names.items() if key in schema]
+    return escape(f" ({', '.join(told)})") if told else ""
