@@ -23,6 +23,7 @@ from mlx_mixtral.experts.resident import (
     ResidentExperts,
     StackedLinear,
 )
+from mlx_mixtral.model.joined import SideBySide
 from mlx_mixtral.model.moe import swiglu
 from mlx_mixtral.tuning import tuned
 
@@ -32,6 +33,8 @@ UNPACK_FROM = 4
 """Rows of a matrix from which unpacking it for BLAS pays ..."""
 UNPACK_ODD_FROM = 48
 """... and where its bits are no power of two, which MLX unpacks ten times as slowly."""
+TILE = 1 << 19
+"""Weights that each stream unpacks at a time."""
 WIDE = 1 << 17
 """Weights of a packed matrix from which two streams pay: handing over takes time too ..."""
 WIDE_PLAIN = 1 << 20
@@ -47,12 +50,22 @@ def second_stream() -> mx.ThreadLocalStream:
     return mx.new_thread_local_stream(mx.cpu)
 
 
-def fit_to_cpu(model: nn.Module) -> None:
-    """Unpack a small model; of a large one, put every linear map into two streams."""
-    packed = [module for _, module in model.named_modules() if "scales" in module]
-    small = 4 * sum(math.prod(_shape(matrix)) for matrix in packed) <= UNPACKED_AT_MOST
-    fit = _plain if small else _halved
+def fit_to_cpu(model: nn.Module, packed: int | None = None) -> None:
+    """Unpack a small model; of a large one, put every linear map into two streams.
+
+    Args:
+        packed: how many of its weights are packed; None: those that are there.
+    """
+    if packed is None:
+        matrices = [module for _, module in model.named_modules() if "scales" in module]
+        packed = sum(math.prod(_shape(matrix)) for matrix in matrices)
+    fit = _plain if unpacked_whole(packed) else _halved
     model.update_modules(tree_map(fit, model.leaf_modules(), is_leaf=nn.Module.is_module))
+
+
+def unpacked_whole(packed: int) -> bool:
+    """Whether a model with so many packed weights is small enough for that."""
+    return 4 * packed <= UNPACKED_AT_MOST
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -107,17 +120,19 @@ class Halved(nn.Module):
 class SpreadExperts(ResidentExperts):
     """Resident experts on two streams, or through BLAS."""
 
-    def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
-        """x [T, D], indices [T, K] -> [T, K, D]"""
+    def among(self, x: mx.array, indices: mx.array, rows: int) -> mx.array:
+        """x [T, D], indices [T, K] -> [T, K, D], the way that ``rows`` rows are multiplied."""
         tokens, k = indices.shape
-        if unpacking_pays(self.down_proj, indices.size // self.down_proj.weight.shape[0]):
+        if unpacking_pays(self.down_proj, rows // self._experts):
             answers = self._by_expert
-        elif k == 1 or not two_streams_pay(self.down_proj):
-            return super().__call__(x, indices)
-        elif indices.size < self._sort_from:
+        elif not two_streams_pay(self.down_proj):
+            return super().among(x, indices, rows)
+        elif rows >= self._sort_from:
+            answers = self._by_half
+        elif k > 1:
             return self._by_choice(x, indices)
         else:
-            answers = self._by_half
+            return super().among(x, indices, rows)
         order = mx.argsort(indices.flatten())
         answered = answers(x[order // k], indices.flatten()[order])
         return mx.unflatten(answered[mx.argsort(order)], 0, (tokens, k))
@@ -148,7 +163,6 @@ class SpreadExperts(ResidentExperts):
             mine = rows[begin : begin + numbers.count(expert)]
             gate_up = _by_blas(mine, self.gate_up_proj, expert)
             answers.append(_by_blas(swiglu(gate_up), self.down_proj, expert))
-            mx.eval(answers[-1])  # one unpacked expert in memory at a time
         return mx.concatenate(answers)
 
 
@@ -165,15 +179,23 @@ def two_streams_pay(matrix: nn.Module) -> bool:
     return rows * width >= (WIDE if "scales" in matrix else WIDE_PLAIN)
 
 
-def _by_blas(x: mx.array, matrix: Linear | Stacked, *expert: int) -> mx.array:
-    """[..., in] -> [..., out]; each stream unpacks one half of the matrix."""
+def _by_blas(x: mx.array, matrix: nn.Module, *expert: int) -> mx.array:
+    """[..., in] -> [..., out]; each stream unpacks every second tile of the matrix."""
+    if isinstance(matrix, SideBySide):
+        return mx.concatenate([_by_blas(x, one, *expert) for one in matrix.maps], axis=-1)
     if "scales" not in matrix:
         return x @ (matrix.weight[expert] if expert else matrix.weight).T
-    half = _shape(matrix)[-2] // 2
-    with mx.stream(second_stream()):
-        second = _unpacked(matrix, *expert, slice(half, None))
-    first = _unpacked(matrix, *expert, slice(half))
-    return mx.concatenate([x @ first.T, x @ second.T], axis=-1)
+    rows, width = _shape(matrix)[-2:]
+    pairs = -(-rows * width // (2 * TILE))
+    edges = [rows * n // (2 * pairs) for n in range(2 * pairs + 1)]
+    answers: list[mx.array] = []
+    for begin, middle, end in zip(edges[:-2:2], edges[1:-1:2], edges[2::2], strict=True):
+        with mx.stream(second_stream()):
+            second = _unpacked(matrix, *expert, slice(middle, end))
+        first = _unpacked(matrix, *expert, slice(begin, middle))
+        answers += [x @ first.T, x @ second.T]
+        mx.eval(answers[-2:])  # two unpacked tiles in memory at a time
+    return mx.concatenate(answers, axis=-1)
 
 
 def _unpacked(matrix: nn.Module, *part: int | slice) -> mx.array:

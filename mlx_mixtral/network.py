@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -11,11 +12,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_mixtral.config import ModelConfig, QuantSpec
-from mlx_mixtral.cpu import SpreadExperts, fit_to_cpu
+from mlx_mixtral.cpu import SpreadExperts, fit_to_cpu, second_stream
 from mlx_mixtral.experts.resident import ResidentExperts, StackedLinear
 from mlx_mixtral.model.joined import JOINED, SideBySide
 from mlx_mixtral.model.transformer import Transformer
-from mlx_mixtral.weights import expected_shapes
+from mlx_mixtral.shards import Shards
+from mlx_mixtral.weights import Tensor, expected_shapes
 
 Specs = Mapping[str, QuantSpec | None]
 """How the matrix of each canonical path is packed; None or absent: it is not."""
@@ -23,10 +25,20 @@ Specs = Mapping[str, QuantSpec | None]
 _LAYER = re.compile(r"(model\.layers\.\d+\.)(.+?)(?:\.maps\.(\d+))?")
 
 
-def empty_network(config: ModelConfig, specs: Specs) -> Transformer:
-    """A network for weights to be loaded into, as this device computes it best."""
+def empty_network(
+    config: ModelConfig, specs: Specs, slots: Sequence[int] | None = None
+) -> Transformer:
+    """A network for weights to be loaded into, as this device computes it best.
+
+    Args:
+        slots: for each layer, room for so many experts; None: for all.
+    """
     experts = SpreadExperts if on_cpu() else ResidentExperts
-    model = Transformer(config, (lambda _: experts(config)) if config.is_moe else None)
+
+    def make(layer: int) -> ResidentExperts:
+        return experts(config, slots[layer] if slots else None)
+
+    model = Transformer(config, make if config.is_moe else None)
     _set_apart(model, config, specs)
     nn.quantize(model, class_predicate=_predicate(specs))
     return model
@@ -47,10 +59,62 @@ def arrays(module: Any) -> dict[str, mx.array]:
     return {name.replace(".linear.", "."): array for name, array in found.items()}
 
 
-def ready(model: Transformer) -> Transformer:
-    """The network, once its weights are loaded."""
+def packing(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Specs:
+    """How the matrices are packed that a folder holds packed."""
+    packed = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
+    return {path: config.quantization.of(path) for path in packed} if config.quantization else {}
+
+
+def read_weights(
+    wanted: Mapping[str, Sequence[Tensor]], dtype: mx.Dtype
+) -> Iterator[tuple[str, mx.array]]:
+    """Arrays by name and the tensors whose rows they take, in memory one after the other.
+
+    The largest come first: what is joined or converted is in memory twice for a moment, and
+    that is when there is the most room.
+
+    Args:
+        dtype: what the network computes in.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    # One is read while the one before it is joined.
+    lanes: list[Any] = [mx.default_device()]
     if on_cpu():
-        fit_to_cpu(model)
+        lanes.append(second_stream())
+    shards, begun = Shards(), deque[tuple[str, mx.array]]()
+    largest_first = sorted(wanted.items(), key=lambda item: -sum(t.nbytes for t in item[1]))
+    for n, (name, tensors) in enumerate(largest_first):
+        with mx.stream(lanes[n % len(lanes)]):
+            value = _joined([tensor.read(shards) for tensor in tensors])
+            if mx.issubdtype(value.dtype, mx.floating):
+                value = value.astype(weight_dtype(name, dtype))
+        mx.async_eval(value)
+        begun.append((name, value))
+        if n:
+            yield _arrived(*begun.popleft())
+    for last in begun:
+        yield _arrived(*last)
+
+
+def _joined(arrays: list[mx.array]) -> mx.array:
+    return mx.concatenate(arrays, axis=-2) if len(arrays) > 1 else arrays[0]
+
+
+def _arrived(name: str, value: mx.array) -> tuple[str, mx.array]:
+    mx.eval(value)
+    return name, value
+
+
+def ready(model: Transformer, packed: int | None = None) -> Transformer:
+    """The network, once its weights are loaded.
+
+    Args:
+        packed: how many of the model's weights are packed, where not all of them are in memory.
+    """
+    if on_cpu():
+        fit_to_cpu(model, packed)
     model.freeze()
     return model
 
@@ -103,7 +167,7 @@ def _set_apart(model: Transformer, config: ModelConfig, specs: Specs) -> None:
 def _linear(like: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     rows, width = shape[-2:]
     if isinstance(like, StackedLinear):
-        return StackedLinear(shape[0], width, rows)
+        return StackedLinear(like.weight.shape[0], width, rows)
     return nn.Linear(width, rows, bias=False)
 
 

@@ -66,8 +66,7 @@ class Span:
     def read(self) -> mx.array:
         """The values; lazily where the span is a whole tensor, else read now."""
         if self.name is not None:
-            loaded: dict[str, mx.array] = mx.load(str(self.file), format="safetensors")  # type: ignore[assignment]
-            return loaded[self.name]
+            return Shards().read(self)
         buffer = np.empty(self.shape, DTYPES[self.dtype][1])
         with self.file.open("rb") as file:
             file.seek(self.offset)
@@ -75,6 +74,24 @@ class Span:
         if read != self.nbytes:
             raise ModelError(f"{self.file} ended while it was read; fetch it again")
         return mx.array(buffer).view(self.mx_dtype)
+
+
+class Shards:
+    """Spans read from files that MLX opens once; each whole tensor is to be had once.
+
+    MLX goes through a file's header, thousands of tensors, each time that it opens one.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[Path, dict[str, mx.array]] = {}
+
+    def read(self, span: Span) -> mx.array:
+        """As ``Span.read`` does."""
+        if span.name is None:
+            return span.read()
+        if span.file not in self._files:
+            self._files[span.file] = mx.load(str(span.file), format="safetensors")  # type: ignore[assignment]
+        return self._files[span.file].pop(span.name)
 
 
 def read_folder(folder: Path) -> dict[str, Span]:

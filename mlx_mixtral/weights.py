@@ -20,7 +20,7 @@ import mlx.core as mx
 
 from mlx_mixtral.config import ModelConfig, QuantSpec
 from mlx_mixtral.errors import ModelError
-from mlx_mixtral.shards import Span, read_folder
+from mlx_mixtral.shards import Shards, Span, read_folder
 
 FLOATS: tuple[mx.Dtype, ...] = (mx.bfloat16, mx.float16, mx.float32)
 
@@ -46,11 +46,11 @@ class Tensor:
     def nbytes(self) -> int:
         return sum(span.nbytes for span in self.spans)
 
-    def read(self) -> mx.array:
+    def read(self, shards: Shards | None = None) -> mx.array:
         """The whole tensor, lazily where the files allow it."""
-        if not self.stacked:
-            return self.spans[0].read()
-        return mx.stack([span.read() for span in self.spans])
+        shards = shards or Shards()
+        parts = [shards.read(span) for span in self.spans]
+        return mx.stack(parts) if self.stacked else parts[0]
 
     def parts(self) -> list[Span]:
         """The experts of a stacked tensor one by one; otherwise the tensor itself.

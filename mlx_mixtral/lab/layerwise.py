@@ -22,8 +22,16 @@ from mlx_mixtral.lab.windows import Pack
 from mlx_mixtral.model.attention import Mask
 from mlx_mixtral.model.moe import route
 from mlx_mixtral.model.transformer import Layer
-from mlx_mixtral.network import activation_dtype, empty_network, on_cpu, places, ready, weight_dtype
-from mlx_mixtral.weights import Tensor, expected_shapes, open_weights
+from mlx_mixtral.network import (
+    activation_dtype,
+    empty_network,
+    on_cpu,
+    packing,
+    places,
+    read_weights,
+    ready,
+)
+from mlx_mixtral.weights import expected_shapes, open_weights
 
 AT_ONCE = 256
 """Predictions in memory at a time."""
@@ -68,10 +76,8 @@ class Layerwise:
         self.config = read_config(folder)
         self._tensors = open_weights(folder, self.config)
         self.dtype = activation_dtype(self._tensors["model.norm.weight"].dtype)
-        packed = [n.removesuffix(".scales") for n in self._tensors if n.endswith(".scales")]
-        spec = self.config.quantization
         # Nothing of the empty network is evaluated: it takes no memory.
-        network = empty_network(self.config, {p: spec.of(p) for p in packed} if spec else {})
+        network = empty_network(self.config, packing(self.config, self._tensors))
         self._places = places(network)
         self.nbytes = sum(tensor.nbytes for tensor in self._tensors.values())
         self.parameters = sum(math.prod(s) for s in expected_shapes(self.config).values())
@@ -114,23 +120,15 @@ class Layerwise:
 
     def _load(self, module: nn.Module, path: str, prefix: str = "") -> int:
         """Read the weights below ``path`` + ``prefix`` into the module that lies at ``path``."""
-        nbytes = 0
-        for name, parts in self._places.items():
-            if name.startswith(path + prefix):
-                tensors = [self._tensors[part] for part in parts]
-                value = self._read(name, tensors)
-                mx.eval(value)
-                module.load_weights([(name.removeprefix(path), value)], strict=False)
-                nbytes += sum(tensor.nbytes for tensor in tensors)
+        rows = {
+            name: [self._tensors[part] for part in parts]
+            for name, parts in self._places.items()
+            if name.startswith(path + prefix)
+        }
+        for name, value in read_weights(rows, self.dtype):
+            module.load_weights([(name.removeprefix(path), value)], strict=False)
         mx.clear_cache()
-        return nbytes
-
-    def _read(self, name: str, tensors: Sequence[Tensor]) -> mx.array:
-        arrays = [tensor.read() for tensor in tensors]
-        value = mx.concatenate(arrays, axis=-2) if len(arrays) > 1 else arrays[0]
-        if mx.issubdtype(value.dtype, mx.floating):
-            value = value.astype(weight_dtype(name, self.dtype))
-        return value
+        return sum(tensor.nbytes for tensors in rows.values() for tensor in tensors)
 
 
 def step(
