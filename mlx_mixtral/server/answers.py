@@ -106,7 +106,7 @@ class Answer:
     calls: list[dict[str, str]] = field(default_factory=list)
     tokens: list[TokenInfo] = field(default_factory=list)
     reason: str = ""
-    done: Done = field(default_factory=lambda: Done("cancelled"))
+    done: Done | None = None
 
     def add(self, part: Part) -> None:
         """One part more."""

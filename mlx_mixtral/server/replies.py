@@ -43,7 +43,7 @@ class ChatReply:
         """The chunk that opens an answer."""
         return self._framed(index, '{"role": "assistant", "content": ""}', "null")
 
-    def chunk(self, index: int, part: Part) -> bytes | None:
+    def chunk(self, index: int, part: Part, usage: Usage | None = None) -> bytes | None:
         """A chunk, unless there is nothing to tell."""
         told = self._logprobs or self._routing
         if not (part.text or part.calls or part.done or (told and part.tokens)):
@@ -51,17 +51,17 @@ class ChatReply:
         reason = json.dumps(part.reason)
         if not part.calls and not (told and part.tokens):
             text = f'{{"content": {json.dumps(part.text)}}}' if part.text else "{}"
-            return self._framed(index, text, reason)
+            return self._framed(index, text, reason, usage=usage)
         delta: dict[str, Any] = {"content": part.text} if part.text else {}
         if part.calls:
             delta["tool_calls"] = [
                 _call_delta(c.index, c.id, c.name, c.arguments) for c in part.calls
             ]
-        return self._framed(index, json.dumps(delta), reason, self._about(part.tokens))
+        return self._framed(index, json.dumps(delta), reason, self._about(part.tokens), usage)
 
     def usage(self, usage: Usage) -> bytes:
         """The last chunk, where ``include_usage`` asks for it."""
-        text = f'{self._chunk}, "choices": [], "usage": {json.dumps(usage_object(usage))}}}'
+        text = f'{self._chunk}, "choices": []{_told(usage)}}}'
         return f"data: {text}\n\n".encode()
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
@@ -116,9 +116,11 @@ class ChatReply:
             "bytes": list(spelled),
         }
 
-    def _framed(self, index: int, delta: str, reason: str, about: str = "") -> bytes:
+    def _framed(
+        self, index: int, delta: str, reason: str, about: str = "", usage: Usage | None = None
+    ) -> bytes:
         choice = f'{{"index": {index}, "delta": {delta}{about}, "finish_reason": {reason}}}'
-        return f'data: {self._chunk}, "choices": [{choice}]}}\n\n'.encode()
+        return f'data: {self._chunk}, "choices": [{choice}]{_told(usage)}}}\n\n'.encode()
 
 
 class CompletionReply:
@@ -151,7 +153,7 @@ class CompletionReply:
     def first(self, index: int) -> None:
         """Nothing opens an answer."""
 
-    def chunk(self, index: int, part: Part) -> bytes | None:
+    def chunk(self, index: int, part: Part, usage: Usage | None = None) -> bytes | None:
         """A chunk, unless there is nothing to tell."""
         if not (part.text or part.done or (self._logprobs and part.tokens)):
             return None
@@ -162,11 +164,12 @@ class CompletionReply:
             "logprobs": self._token_logprobs(index, part.tokens) if told else None,
             "finish_reason": part.reason,
         }
-        return f'data: {self._chunk}, "choices": [{json.dumps(choice)}]}}\n\n'.encode()
+        text = f'{self._chunk}, "choices": [{json.dumps(choice)}]{_told(usage)}}}'
+        return f"data: {text}\n\n".encode()
 
     def usage(self, usage: Usage) -> bytes:
         """The last chunk, where ``include_usage`` asks for it."""
-        text = f'{self._chunk}, "choices": [], "usage": {json.dumps(usage_object(usage))}}}'
+        text = f'{self._chunk}, "choices": []{_told(usage)}}}'
         return f"data: {text}\n\n".encode()
 
     def _token_logprobs(self, index: int, tokens: Iterable[TokenInfo]) -> dict[str, Any]:
@@ -197,6 +200,11 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
     }
+
+
+def _told(usage: Usage | None) -> str:
+    """The field of a chunk that tells the usage."""
+    return f', "usage": {json.dumps(usage_object(usage))}' if usage else ""
 
 
 def _call_delta(index: int, call_id: str | None, name: str | None, text: str) -> dict[str, Any]:

@@ -113,6 +113,7 @@ class EmbeddingUsage(BaseModel):
 class EmbeddingsReply(BaseModel):
     """A vector for each text: the mean of the last hidden states of its tokens, of length 1."""
 
+    id: str
     object: Literal["list"]
     model: str
     data: list[EmbeddingReply]

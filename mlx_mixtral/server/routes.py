@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import secrets
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ def text_routes(service: Service) -> APIRouter:
         count = sum(map(len, prompts))
         return JSONReply(
             {
+                "id": f"embd-{secrets.token_hex(12)}",
                 "object": "list",
                 "model": service.model.id,
                 "data": [

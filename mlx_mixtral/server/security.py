@@ -39,7 +39,10 @@ class Doorkeeper:
     def _refusal(self, scope: Scope) -> Refusal | None:
         limits = self._settings.limits
         if len(scope["headers"]) > limits.headers:
-            return Refusal(431, f"more than {limits.headers} headers", code="too_many_headers")
+            return Refusal(431, f"more than {limits.headers} headers", code="headers_too_large")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
+            told = f"the headers have more than {limits.header_bytes} bytes"
+            return Refusal(431, told, code="headers_too_large")
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         host = str(hosts[0], "latin-1") if len(hosts) == 1 else ""
         if not self._settings.may_be_called(host):

@@ -13,12 +13,11 @@ from mlx_mixtral.server.answers import Answer, AnswerReader, Usage, events_of
 from mlx_mixtral.server.asgi import until_gone
 from mlx_mixtral.server.engine import Engine
 from mlx_mixtral.server.failure import ClientGone, Refusal, json_bytes
-from mlx_mixtral.server.jobs import Done
 from mlx_mixtral.server.names import ServedModel
 from mlx_mixtral.server.plan import Plan, Planner
 from mlx_mixtral.server.record import Record, record_of
 from mlx_mixtral.server.replies import DONE, ChatReply, CompletionReply
-from mlx_mixtral.server.schema import ChatRequest, CompletionRequest
+from mlx_mixtral.server.schema import ChatRequest, CompletionRequest, Generating
 from mlx_mixtral.server.settings import Settings
 from mlx_mixtral.server.stream import EventStream, error_frame
 from mlx_mixtral.server.tickets import Ticket
@@ -83,15 +82,7 @@ class Service:
             work = self._whole(tickets, plan, record, answers_each)
             answers, usage = await unless_gone(request, work)
             return JSONReply(reply.whole(answers, usage))
-        options = asked.stream_options
-        frames = self._frames(
-            tickets,
-            plan,
-            reply,
-            record,
-            answers_each,
-            options is not None and options.include_usage,
-        )
+        frames = self._frames(tickets, plan, reply, record, asked)
         return EventStream(frames, self.settings.limits.keep_alive_seconds)
 
     def submit(self, plan: Plan) -> list[Ticket]:
@@ -117,11 +108,7 @@ class Service:
                 answers[index].add(readers[index].read(event))
         finally:
             cancel(tickets)
-        usage = Usage.of([answer.done for answer in answers], answers_each)
-        _note(record, usage, [answer.done for answer in answers])
-        if self.settings.log_prompts:
-            record.answered = [answer.text for answer in answers]
-        return answers, usage
+        return answers, _noted(record, answers, answers_each)
 
     async def _frames(
         self,
@@ -129,30 +116,24 @@ class Service:
         plan: Plan,
         reply: ChatReply | CompletionReply,
         record: Record,
-        answers_each: int,
-        tell_usage: bool,
+        asked: Generating,
     ) -> AsyncIterator[bytes]:
         readers = [AnswerReader(plan, self.lm.tokenizer) for _ in tickets]
-        ends: dict[int, Done] = {}
-        texts = [""] * len(tickets)
+        answers = [Answer() for _ in tickets]
+        options, last = asked.stream_options, None
         try:
             for index in range(len(tickets)):
                 if opening := reply.first(index):
                     yield opening
             async for index, event in events_of(tickets):
                 part = readers[index].read(event)
-                if self.settings.log_prompts:
-                    texts[index] += part.text
-                if part.done:
-                    ends[index] = part.done
-                if chunk := reply.chunk(index, part):
+                answers[index].add(part)
+                if all(answer.done for answer in answers):
+                    last = _noted(record, answers, asked.n or 1)
+                if chunk := reply.chunk(index, part, None if options else last):
                     yield chunk
-            done = [ends[index] for index in range(len(tickets))]
-            usage = Usage.of(done, answers_each)
-            _note(record, usage, done)
-            record.answered = texts if self.settings.log_prompts else []
-            if tell_usage:
-                yield reply.usage(usage)
+            if last and options and options.include_usage:
+                yield reply.usage(last)
             yield DONE
         except Exception as error:
             record.failure = error
@@ -181,6 +162,11 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         task.cancel()
 
 
-def _note(record: Record, usage: Usage, done: Sequence[Done]) -> None:
-    record.usage = usage
+def _noted(record: Record, answers: Sequence[Answer], answers_each: int) -> Usage:
+    """The usage of answers that are all over; what the log has to know of them."""
+    done = [answer.done for answer in answers if answer.done]
+    record.usage = Usage.of(done, answers_each)
     record.first_s = min((d.first_s for d in done if d.first_s), default=None)
+    if record.asked is not None:
+        record.answered = [answer.text for answer in answers]
+    return record.usage
