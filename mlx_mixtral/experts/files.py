@@ -11,13 +11,29 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mlx_mixtral.errors import ModelError
 from mlx_mixtral.experts.policy import Counters
-from mlx_mixtral.pieces import AT_ONCE, READERS, Piece
+
+READERS = 4
+"""Threads: SSDs and the system's cache both give more to several at once."""
+AT_ONCE = 1 << 22
+"""Bytes that a thread reads at once, so that a few large pieces keep all of them busy."""
 
 F_NOCACHE = 48  # <sys/fcntl.h> of macOS; Python does not name it
+
+
+class Piece(Protocol):
+    """A byte range of a file."""
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
 
 Part = tuple[memoryview, Piece]
 """Memory, of bytes, and what is to be read into it."""

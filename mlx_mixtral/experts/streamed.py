@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
@@ -48,8 +48,8 @@ class StreamedExperts:
         targets: the arrays of ``slots``, and how experts come into them.
 
     Attributes:
-        next: the layer after this one, its router [E, D], and how many of its experts are to be
-            read ahead; None: nothing is.
+        next: the layer after this one, its router, and how many of its experts are to be read
+            ahead; None: nothing is.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class StreamedExperts:
         targets: Sequence[Target],
         stream: Stream,
     ) -> None:
-        self._answer, self._targets, self._stream = slots, targets, stream
+        self._answer, self.targets, self._stream = slots, targets, stream
         self._slots, self._policy = Slots(targets[0].array.shape[0]), Fading(experts)
         self._slot_of = np.zeros(experts, np.uint32)  # as in ``_slots``, for whole arrays
         self._reads: dict[int, list[Future[None]]] = {}  # not waited for yet, by expert
         self._foretold: set[int] = set()  # read ahead, and not asked for yet
-        self.next: tuple[StreamedExperts, mx.array, int] | None = None
+        self.next: tuple[StreamedExperts, Callable[[mx.array], mx.array], int] | None = None
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """x [T, D], indices [T, K] -> [T, K, D]
@@ -104,7 +104,7 @@ class StreamedExperts:
             mx.eval(indices, *pending)
             return np.array(indices), []
         _, router, most = self.next
-        likely = mx.argsort(-(x.astype(mx.float32) @ router.T), axis=-1)[:, :most]
+        likely = mx.argsort(-router(x.astype(mx.float32)), axis=-1)[:, :most]
         mx.eval(indices, likely, *pending)
         return np.array(indices), np.unique(np.array(likely)).tolist()
 
@@ -164,7 +164,7 @@ class StreamedExperts:
                 self._drop(victim)
             slot = self._slots.place(expert)
             self._slot_of[expert] = slot
-            tasks = [target.task(expert, slot) for target in self._targets]
+            tasks = [target.task(expert, slot) for target in self.targets]
             self._reads[expert] = self._stream.files.start(tasks)
             self._stream.counters.reads += 1
 
