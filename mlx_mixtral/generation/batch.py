@@ -119,6 +119,7 @@ class Pass:
         _pool(self._hidden, [text for text, _ in takes], asked)
         rows = _rows(takes, asked)
         self.texts = [row.text for row in rows]
+        self._tokens, self._logprobs = mx.array([], mx.uint32), mx.array([])
         if rows:
             self._read_out(model, rows, records)
 
@@ -159,7 +160,6 @@ class Pass:
         whole = asked == [*range(len(self._hidden))]
         hidden = self._hidden if whole else self._hidden[mx.array(asked)]
         self._logits = model.head(hidden).astype(mx.float32)
-        self._tokens, self._logprobs = mx.array([], mx.uint32), mx.array([])
         self._choose(slice(0, sum(row.text.allowed is None for row in rows)))
         self._top = _likeliest(self._logits, max(row.text.top for row in rows))
         self._experts = _chosen_experts(records, rows, len(self._hidden))
@@ -167,22 +167,23 @@ class Pass:
 
     def _choose(self, which: slice) -> None:
         """Choose for some more of the texts, the next ones in order."""
-        texts, logits = self.texts[which], self._logits[which]
-        if texts:
-            samplers = [text.sampler for text in texts if text.sampler]
-            tokens = choose_each(samplers, logits, [self._allowed(text) for text in texts])
-            logprobs = log_probabilities(logits, tokens)
-            first = not len(self._tokens)
-            self._tokens = tokens if first else mx.concatenate([self._tokens, tokens])
-            self._logprobs = logprobs if first else mx.concatenate([self._logprobs, logprobs])
-            mx.async_eval(self._tokens, self._logprobs)
+        if not (texts := self.texts[which]):
+            return
+        samplers, logits = [text.sampler for text in texts if text.sampler], self._logits[which]
+        tokens = choose_each(samplers, logits, [self._allowed(text) for text in texts])
+        logprobs = log_probabilities(logits, tokens)
+        self._tokens = mx.concatenate([self._tokens, tokens])
+        self._logprobs = mx.concatenate([self._logprobs, logprobs])
+        mx.async_eval(self._tokens, self._logprobs)
 
     def _allowed(self, text: Text) -> mx.array | None:
         """[V], which tokens may follow; None: all."""
         packed = text.allowed() if text.allowed else None
         if packed is None:
             return None
-        words, ids = mx.array(packed), mx.arange(self._vocab, dtype=mx.uint32)
+        padded = np.zeros(-(-self._vocab // 32), np.uint32)
+        padded[: len(packed)] = packed[: len(padded)]
+        words, ids = mx.array(padded), mx.arange(self._vocab, dtype=mx.uint32)
         return (words[ids // 32] >> (ids % 32)) & 1 == 1
 
 
