@@ -144,7 +144,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_needs_little_more_than_the_model(tmp_path):
-    """A checkpoint of 200 MB with one tensor an expert: its stacks are made one at a time."""
+    """A checkpoint of 200 MB with one tensor an expert: its stacks are made two at a time."""
     config = tiny_config(
         hidden_size=1024, intermediate_size=1024, num_local_experts=8, head_dim=64, vocab_size=64
     )
@@ -152,7 +152,7 @@ def test_loading_needs_little_more_than_the_model(tmp_path):
     assert 190e6 < total < 230e6
     grown = int(subprocess.check_output([sys.executable, "-c", CHILD, str(tmp_path)]))
     stack = 8 * 1024 * 1024 * 4
-    assert total < grown < total + stack + 20e6
+    assert total < grown < total + 2 * stack + 10e6
 
 
 # --- refusals
