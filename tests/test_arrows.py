@@ -26,7 +26,7 @@ ARROWS = {
     "blas": "",
     "before_mlx": "blas tuning",
     "cpu": "blas tuning experts model",
-    "network": "cpu experts model weights config errors",
+    "network": "cpu experts model shards weights config errors",
     "memory": "generation config errors",
     "loading": "memory generation network jsonfile weights model config catalog tokenizer "
     "template errors",
