@@ -1,5 +1,7 @@
 """``mixtral-mlx serve``: the model for other programs."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -101,7 +103,10 @@ def serve(
         lambda: print(f"serving {lm.name} at {address}", flush=True),
         log_level,
     )
-    raise typer.Exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by way of the interpreter's own end, in which MLX's threads at times abort the process.
+    os._exit(code)
 
 
 def _key(file: Path) -> str:

@@ -102,15 +102,20 @@ class AnswerReader:
 class Answer:
     """A whole answer, put together from its parts."""
 
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     calls: list[dict[str, str]] = field(default_factory=list)
     tokens: list[TokenInfo] = field(default_factory=list)
     reason: str = ""
     done: Done | None = None
 
+    @property
+    def text(self) -> str:
+        """The message."""
+        return "".join(self.texts)
+
     def add(self, part: Part) -> None:
         """One part more."""
-        self.text += part.text
+        self.texts.append(part.text)
         self.tokens += part.tokens
         for call in part.calls:
             if call.name is not None:
