@@ -184,7 +184,8 @@ def _by_blas(x: mx.array, matrix: nn.Module, *expert: int) -> mx.array:
     if isinstance(matrix, SideBySide):
         return mx.concatenate([_by_blas(x, one, *expert) for one in matrix.maps], axis=-1)
     if "scales" not in matrix:
-        return x @ (matrix.weight[expert] if expert else matrix.weight).T
+        weight: mx.array = matrix.weight[expert] if expert else matrix.weight
+        return x @ weight.T
     rows, width = _shape(matrix)[-2:]
     pairs = -(-rows * width // (2 * TILE))
     edges = [rows * n // (2 * pairs) for n in range(2 * pairs + 1)]

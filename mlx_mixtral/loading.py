@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_mixtral.budget import PROGRAM, USUAL_CONTEXT, Budget, slots_within
 from mlx_mixtral.catalog import resolve
-from mlx_mixtral.config import ModelConfig, QuantSpec, read_config
+from mlx_mixtral.config import ModelConfig, read_config
 from mlx_mixtral.errors import ModelError, UsageError
 from mlx_mixtral.generation.kv import KVSettings, kv_bytes
 from mlx_mixtral.jsonfile import read_json_if_there
@@ -21,7 +21,15 @@ from mlx_mixtral.memory import (
     working_bytes,
 )
 from mlx_mixtral.model.transformer import Transformer
-from mlx_mixtral.network import activation_dtype, empty_network, places, ready, weight_dtype
+from mlx_mixtral.network import (
+    activation_dtype,
+    empty_network,
+    packing,
+    places,
+    read_weights,
+    ready,
+)
+from mlx_mixtral.streaming import Streaming, demand_of, held_bytes, streamed_network
 from mlx_mixtral.template import Template, template_for
 from mlx_mixtral.tokenizer import Tokenizer
 from mlx_mixtral.weights import Tensor, open_weights
@@ -37,7 +45,8 @@ class LanguageModel:
 
     ``model`` maps token ids [B, L] to logits [B, L, vocabulary]. ``chat_temperature`` is
     what a chat samples with unless told otherwise. ``config`` says how many tokens of context
-    are allowed here; the model itself could hold ``own_context``.
+    are allowed here; the model itself could hold ``own_context``. ``streaming`` tells of experts
+    that are read from disk when they are needed; None where all are in memory.
     """
 
     name: str
@@ -48,6 +57,7 @@ class LanguageModel:
     template: Template
     chat_temperature: float
     own_context: int
+    streaming: Streaming | None = None
 
 
 def load(
@@ -56,6 +66,7 @@ def load(
     dtype: str | None = None,
     context: int | None = None,
     kv: KVSettings | None = None,
+    memory: str | int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> LanguageModel:
@@ -68,14 +79,18 @@ def load(
         context: tokens of context to allow; by default as many of the model's own as there
             is memory for.
         kv: how keys and values are going to be kept, for the reckoning of that memory.
+        memory: what the model may take: bytes, "12GB" for all together, or "50%" of the experts.
+            Those for which there is no room are read from disk when they are chosen; that gives
+            the same answers later.
         force: load it whatever memory there is.
         progress: called with (bytes read, bytes in all) as layers arrive.
 
     Raises:
         ModelError: no such model, or its folder is damaged, incomplete or not Mistral's; or
             there is not enough memory for it.
-        UsageError: an unknown dtype, or a context that the model does not have.
+        UsageError: an unknown dtype or memory, or a context that the model does not have.
     """
+    budget = None if memory is None else Budget.of(memory)
     if dtype is not None and dtype not in FLOATS:
         raise UsageError(f"dtype {dtype!r} is unknown; choose one of {', '.join(FLOATS)}")
     folder = resolve(name)
@@ -84,12 +99,16 @@ def load(
     template = template_for(tokenizer, folder)
     tensors = open_weights(folder, own)
     compute = FLOATS[dtype] if dtype else activation_dtype(tensors["model.norm.weight"].dtype)
-    allowed = _allowed_context(own, tensors, compute, context, kv or KVSettings(), force)
-    model = _filled(tensors, own, compute, progress)
+    allowed, slots = _placed(own, tensors, compute, context, kv or KVSettings(), budget, force)
+    streaming: Streaming | None = None
+    if slots is None:
+        model = _filled(tensors, own, compute, progress)
+    else:
+        model, streaming = streamed_network(own, tensors, compute, slots, progress)
     temperature = _chat_temperature(folder)
     config, own_context = replace(own, max_position_embeddings=allowed), own.max_position_embeddings
     return LanguageModel(
-        str(name), folder, config, model, tokenizer, template, temperature, own_context
+        str(name), folder, config, model, tokenizer, template, temperature, own_context, streaming
     )
 
 
@@ -109,23 +128,58 @@ def load_model(
     return _filled(tensors, config, dtype, progress)
 
 
+def _placed(
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    dtype: mx.Dtype,
+    asked: int | None,
+    kv: KVSettings,
+    budget: Budget | None,
+    force: bool,
+) -> tuple[int, tuple[int, ...] | None]:
+    """Tokens of context, and for each layer how many experts are in memory; None: all of all."""
+    own = config.max_position_embeddings
+    if asked is not None and not 1 <= asked <= own:
+        raise UsageError(f"a context of {asked} tokens is not possible; the model has 1 to {own}")
+    free = None if force else free_memory()
+    if budget is None or budget.share == 1:
+        return _allowed_context(config, tensors, dtype, asked, kv, free), None
+    if not config.is_moe and budget.share:
+        raise UsageError("this model has no experts of which a share could be kept")
+    usual = replace(config, max_position_embeddings=asked or min(own, USUAL_CONTEXT))
+    work, context = working_bytes(usual, dtype), usual.max_position_embeddings
+    rest = work + kv_bytes(config, context, kv, dtype)
+    demand = demand_of(config, tensors, dtype, rest)
+    if budget.bytes and (not config.is_moe or budget.bytes >= demand.most):
+        room = budget.bytes - PROGRAM
+        free = room if free is None else min(free, room)
+        return _allowed_context(config, tensors, dtype, asked, kv, free), None
+    slots = slots_within(budget, demand)
+    if free is not None and demand.held(slots) + rest > free:
+        raise ModelError(
+            f"{(demand.held(slots) + rest) / 1e9:.1f} GB would be taken, but {free / 1e9:.1f} GB "
+            "are free here: take a smaller --memory, or try all the same with --force"
+        )
+    keep_in_memory(demand.held(slots), rest - work, work)
+    # What MLX keeps for later of the memory that it was given back is part of the budget.
+    mx.set_cache_limit(work)
+    return context, slots
+
+
 def _allowed_context(
     config: ModelConfig,
     tensors: dict[str, Tensor],
     dtype: mx.Dtype,
     asked: int | None,
     kv: KVSettings,
-    force: bool,
+    free: int | None,
 ) -> int:
-    """Tokens of context, and macOS told what to keep in memory for them."""
-    own = config.max_position_embeddings
-    if asked is not None and not 1 <= asked <= own:
-        raise UsageError(f"a context of {asked} tokens is not possible; the model has 1 to {own}")
-    weights = sum(_held_bytes(tensor, dtype) for tensor in tensors.values())
-    wanted = replace(config, max_position_embeddings=asked or own)
+    """Tokens of context for which there is memory, and macOS told what to keep in memory."""
+    weights = sum(held_bytes(tensor, dtype) for tensor in tensors.values())
+    wanted = replace(config, max_position_embeddings=asked or config.max_position_embeddings)
     allowed = wanted.max_position_embeddings
-    if not force:
-        allowed = context_that_fits(wanted, weights, dtype, kv, free_memory())
+    if free is not None:
+        allowed = context_that_fits(wanted, weights, dtype, kv, free)
     if asked and allowed < asked:
         raise ModelError(
             f"there is memory for {allowed:,} tokens of context, not for {asked:,}; ask for "
@@ -135,44 +189,19 @@ def _allowed_context(
     return allowed
 
 
-def _held_bytes(tensor: Tensor, dtype: mx.Dtype) -> int:
-    """What a tensor takes once it is loaded: codes and shared exponents stay as they are."""
-    if not mx.issubdtype(tensor.dtype, mx.floating):
-        return tensor.nbytes
-    return math.prod(tensor.shape) * weight_dtype(tensor.name, dtype).size
-
-
 def _filled(
     tensors: dict[str, Tensor], config: ModelConfig, dtype: mx.Dtype, progress: Progress | None
 ) -> Transformer:
-    model = empty_network(config, _specs(config, tensors))
+    model = empty_network(config, packing(config, tensors))
     total, done = sum(t.nbytes for t in tensors.values()), 0
-    # One array at a time, since its parts are in memory beside it while it is put together;
-    # the largest first, while there is the most room.
     rows = {name: [tensors[part] for part in parts] for name, parts in places(model).items()}
-    for name, parts in sorted(rows.items(), key=lambda item: -sum(t.nbytes for t in item[1])):
-        value = _read(parts)
-        if mx.issubdtype(value.dtype, mx.floating):
-            value = value.astype(weight_dtype(name, dtype))
-        mx.eval(value)
+    for name, value in read_weights(rows, dtype):
         model.load_weights([(name, value)], strict=False)
-        done += sum(tensor.nbytes for tensor in parts)
+        done += sum(tensor.nbytes for tensor in rows[name])
         if progress:
             progress(done, total)
     mx.clear_cache()
     return ready(model)
-
-
-def _specs(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, QuantSpec | None]:
-    """How the matrices are packed that came packed."""
-    packed = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
-    return {path: config.quantization.of(path) for path in packed} if config.quantization else {}
-
-
-def _read(parts: list[Tensor]) -> mx.array:
-    """The rows of all parts, one below the other."""
-    arrays = [part.read() for part in parts]
-    return mx.concatenate(arrays, axis=-2) if len(arrays) > 1 else arrays[0]
 
 
 def _chat_temperature(folder: Path) -> float:

@@ -45,13 +45,17 @@ class Streaming:
 
     Attributes:
         slots: for each layer, how many of its ``experts`` are in memory at a time.
-        counters: since the model was loaded.
+        stream: files, and counters since the model was loaded.
     """
 
     slots: tuple[int, ...]
     experts: int
-    files: Files
-    counters: Counters
+    stream: Stream
+
+    @property
+    def share(self) -> float:
+        """Of the experts, how many are in memory, 0 to 1."""
+        return sum(self.slots) / len(self.slots) / self.experts
 
 
 def demand_of(config: ModelConfig, tensors: Tensors, dtype: mx.Dtype, rest: int) -> Demand:
@@ -107,20 +111,18 @@ def streamed_network(
     specs = packing(config, tensors)
     model = empty_network(config, specs, slots)
     made_of, shapes = places(model), {name: a.shape for name, a in arrays(model).items()}
-    total, done = sum(t.nbytes for t in tensors.values() if EXPERTS not in t.name), 0
-    shared = {}
-    for name, parts in made_of.items():
-        if EXPERTS in name:
-            stored = tensors[parts[0]].dtype
-            kept = weight_dtype(name, dtype) if mx.issubdtype(stored, mx.floating) else stored
-            model.load_weights([(name, mx.zeros(shapes[name], kept))], strict=False)
-        else:
-            shared[name] = [tensors[part] for part in parts]
-    for name, value in read_weights(shared, dtype):
+    shared = {name: parts for name, parts in made_of.items() if EXPERTS not in name}
+    rows = {name: [tensors[part] for part in parts] for name, parts in shared.items()}
+    total, done = sum(tensor.nbytes for parts in rows.values() for tensor in parts), 0
+    for name, value in read_weights(rows, dtype):
         model.load_weights([(name, value)], strict=False)
-        done += sum(tensor.nbytes for tensor in shared[name])
+        done += sum(tensor.nbytes for tensor in rows[name])
         if progress:
             progress(done, total)
+    for name in made_of.keys() - shared.keys():
+        stored = tensors[made_of[name][0]].dtype
+        kept = weight_dtype(name, dtype) if mx.issubdtype(stored, mx.floating) else stored
+        model.load_weights([(name, mx.zeros(shapes[name], kept))], strict=False)
     ready(model, packed_weights(config, tensors))
     mx.eval(arrays(model))
     mx.clear_cache()
@@ -138,7 +140,7 @@ def streamed_network(
     for layer, following, block in zip(layers, layers[1:], blocks[1:], strict=False):
         layer.next = following, block.gate, AHEAD
     files.check()
-    return model, Streaming(tuple(slots), config.num_local_experts, files, counters)
+    return model, Streaming(tuple(slots), config.num_local_experts, stream)
 
 
 def _target(

@@ -28,13 +28,15 @@ ARROWS = {
     "cpu": "blas tuning experts model",
     "network": "cpu experts model shards weights config errors",
     "memory": "generation config errors",
-    "loading": "memory generation network jsonfile weights model config catalog tokenizer "
-    "template errors",
+    "budget": "errors",
+    "streaming": "budget network cpu experts model weights config errors",
+    "loading": "budget streaming memory generation network jsonfile weights model config catalog "
+    "tokenizer template errors",
     "generation": "experts shards tuning model config errors",
     "chat": "loading generation model config errors",
     "server": "loading memory generation template tokenizer config errors",
-    "lab": "chat loading network cpu generation experts model weights template tokenizer config "
-    "tuning before_mlx jsonfile catalog errors",
+    "lab": "chat loading streaming budget network cpu generation experts model weights template "
+    "tokenizer config tuning before_mlx jsonfile catalog errors",
 }
 # What takes long to import and `import mlx_mixtral` and `mixtral-mlx --help` do without.
 HEAVY = {"mlx_lm", "transformers", "torch", "huggingface_hub", "jinja2", "rich", "prompt_toolkit"}

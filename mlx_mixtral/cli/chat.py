@@ -11,6 +11,7 @@ from mlx_mixtral.cli.options import (
     Force,
     KVBits,
     KVWindow,
+    Memory,
     ModelName,
     PromptCacheFile,
     SystemPrompt,
@@ -27,6 +28,7 @@ def chat(
     context: ContextTokens = None,
     kv_bits: KVBits = None,
     kv_window: KVWindow = None,
+    memory: Memory = None,
     prompt_cache: PromptCacheFile = None,
     force: Force = False,
     no_markdown: Annotated[
@@ -52,7 +54,7 @@ def chat(
     settings = check_kept(kv_bits, kv_window, prompt_cache)
     with keys_unechoed():
         draft_lm = load_model(draft, force=force) if draft else None
-        lm = load_model(model, settings, context, force)
+        lm = load_model(model, settings, context, force, memory)
         from mlx_mixtral.chat import Chat
     kv = {"kv_bits": kv_bits, "kv_window": kv_window}
     talk = Chat(lm, system=system, **kv, draft=draft_lm, **sampling)

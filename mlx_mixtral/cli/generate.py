@@ -17,6 +17,7 @@ from mlx_mixtral.cli.options import (
     Force,
     KVBits,
     KVWindow,
+    Memory,
     ModelName,
     PromptCacheFile,
     SystemPrompt,
@@ -52,6 +53,7 @@ def generate(
     context: ContextTokens = None,
     kv_bits: KVBits = None,
     kv_window: KVWindow = None,
+    memory: Memory = None,
     prompt_cache: PromptCacheFile = None,
     force: Force = False,
 ) -> None:
@@ -68,7 +70,7 @@ def generate(
     text = _prompt(prompt)
     messages = _messages(text.rstrip("\n"), system)
     draft_lm = load_model(draft, force=force) if draft else None
-    lm = load_model(model, kv, context, force)
+    lm = load_model(model, kv, context, force, memory)
     ids = lm.tokenizer.encode(text, bos=True) if raw else lm.template.encode(messages)
     from mlx_mixtral.generation.draft import DraftModel
     from mlx_mixtral.generation.sampling import Sampling

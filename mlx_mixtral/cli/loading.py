@@ -20,6 +20,7 @@ def load_model(
     kv: "KVSettings | None" = None,
     context: int | None = None,
     force: bool = False,
+    memory: str | None = None,
 ) -> "LanguageModel":
     """The model of this name, else the one installed last, else the demo."""
     from mlx_mixtral.catalog import DEMO, default_name
@@ -31,4 +32,4 @@ def load_model(
     with progress_bar(f"loading {name}") as advance:
         from mlx_mixtral import load
 
-        return load(name, kv=kv, context=context, force=force, progress=advance)
+        return load(name, kv=kv, context=context, memory=memory, force=force, progress=advance)

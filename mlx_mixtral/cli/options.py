@@ -58,6 +58,15 @@ ContextTokens = Annotated[
         help="Allow so many tokens of text. Default: what the model has, if memory allows it.",
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Take no more than 12GB in all, or keep 50% of the experts in memory; the others are "
+        "read from disk when they are chosen.",
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Load the model also where memory seems too little.")
 ]

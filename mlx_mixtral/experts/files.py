@@ -11,31 +11,22 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlx_mixtral.errors import ModelError
 from mlx_mixtral.experts.policy import Counters
 
-READERS = 4
-"""Threads: SSDs and the system's cache both give more to several at once."""
-AT_ONCE = 1 << 22
-"""Bytes that a thread reads at once, so that a few large pieces keep all of them busy."""
+if TYPE_CHECKING:
+    from mlx_mixtral.shards import Span
 
+READERS = 4
+"""Threads: SSDs and the system both give more to several at once."""
+AT_ONCE = 1 << 22
+"""Bytes that a thread reads at once, so that an expert keeps all of them busy."""
 F_NOCACHE = 48  # <sys/fcntl.h> of macOS; Python does not name it
 
 
-class Piece(Protocol):
-    """A byte range of a file."""
-
-    @property
-    def file(self) -> Path: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-
-
-Part = tuple[memoryview, Piece]
+Part = tuple[memoryview, "Span"]
 """Memory, of bytes, and what is to be read into it."""
 
 
@@ -55,8 +46,8 @@ class Files:
     def __init__(self, paths: Iterable[Path], counters: Counters) -> None:
         self._open: dict[Path, tuple[int, tuple[int, int]]] = {}
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="experts")
-        self._counters = counters
         self._lock, self._under_way, self._since = threading.Lock(), 0, 0.0
+        self._counters = counters
         for path in sorted(set(paths)):
             self._open[path] = _open(path)
 
@@ -67,12 +58,11 @@ class Files:
         """
         futures = []
         for parts, then in tasks:
-            with self._lock:
-                self._counters.bytes += sum(piece.nbytes for _, piece in parts)
+            self._counters.bytes += sum(span.nbytes for _, span in parts)
             reads = [
-                partial(self._read, memory, piece, at)
-                for memory, piece in parts
-                for at in range(0, piece.nbytes, AT_ONCE)
+                partial(self._read, memory, span, at)
+                for memory, span in parts
+                for at in range(0, span.nbytes, AT_ONCE)
             ]
             works = reads if then is None else [partial(_one_by_one, [*reads, then])]
             futures += [self._submit(work) for work in works]
@@ -105,19 +95,19 @@ class Files:
             if not self._under_way:
                 self._counters.reading += time.perf_counter() - self._since
 
-    def _read(self, memory: memoryview, piece: Piece, at: int) -> None:
-        """At most ``AT_ONCE`` bytes, from byte ``at`` of a piece on."""
-        descriptor, _ = self._open[piece.file]
+    def _read(self, memory: memoryview, span: Span, at: int) -> None:
+        """At most ``AT_ONCE`` bytes, from byte ``at`` of a span on."""
+        descriptor, _ = self._open[span.file]
         memory = memory[at : at + AT_ONCE]
-        begin = offset = piece.offset + at
+        begin = offset = span.offset + at
         size = len(memory)
         while memory:
             try:
                 count = os.preadv(descriptor, [memory], offset)
             except OSError as error:
-                raise ModelError(f"{piece.file} cannot be read ({error.strerror})") from None
+                raise ModelError(f"{span.file} cannot be read ({error.strerror})") from None
             if not count:
-                raise ModelError(f"{piece.file} ended while it was read; fetch it again")
+                raise ModelError(f"{span.file} ended while it was read; fetch it again")
             memory, offset = memory[count:], offset + count
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(descriptor, begin, size, os.POSIX_FADV_DONTNEED)

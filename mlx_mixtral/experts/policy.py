@@ -77,21 +77,19 @@ class Slots:
 
 @dataclass
 class Counters:
-    """What streaming came to.
+    """What streaming came to, all layers together.
 
     Attributes:
-        passes: of tokens through the whole model.
-        tokens: in all passes together.
+        rows: tokens, each once a layer.
         asked: experts that were needed, each once a layer and pass; ``hits`` of them were in
             memory, ``ahead`` of the hits because they had been read before they were asked for.
         reads: experts read; ``wasted`` of them ahead, and dropped without having been asked for.
         bytes: read from disk.
-        reading: seconds in which something was being read; ``waiting`` of them, nothing else
+        reading: seconds in which something was being read; in ``waiting`` of them nothing else
             could be done.
     """
 
-    passes: int = 0
-    tokens: int = 0
+    rows: int = 0
     asked: int = 0
     hits: int = 0
     ahead: int = 0
@@ -101,29 +99,49 @@ class Counters:
     reading: float = 0.0
     waiting: float = 0.0
 
+    def copy(self) -> Counters:
+        return Counters(**asdict(self))
+
     def since(self, before: Counters) -> Counters:
         """What has been added."""
         old = asdict(before)
         return Counters(**{name: value - old[name] for name, value in asdict(self).items()})
 
-    def copy(self) -> Counters:
-        return Counters(**asdict(self))
+    def told(self, layers: int) -> Streamed:
+        """As a person asks for it."""
+        tokens = self.rows / layers
+        a_token = self.bytes / tokens if tokens else 0.0
+        rate = self.bytes / self.reading if self.reading else 0.0
+        return Streamed(
+            hit_rate=self.hits / self.asked if self.asked else 1.0,
+            ahead_rate=self.ahead / self.asked if self.asked else 0.0,
+            wasted=self.wasted / self.reads if self.reads else 0.0,
+            bytes_a_token=a_token,
+            disk_rate=rate,
+            waiting_s=self.waiting / tokens if tokens else 0.0,
+            bound_tps=rate / a_token if self.bytes else None,
+        )
 
-    @property
-    def hit_rate(self) -> float:
-        """Share of the experts asked for that were in memory, 0 to 1."""
-        return self.hits / self.asked if self.asked else 0.0
 
-    @property
-    def disk_rate(self) -> float:
-        """Bytes a second while something was being read."""
-        return self.bytes / self.reading if self.reading else 0.0
+@dataclass(frozen=True)
+class Streamed:
+    """How it goes with experts that are read when they are chosen.
 
-    @property
-    def bytes_a_token(self) -> float:
-        return self.bytes / self.tokens if self.tokens else 0.0
+    Attributes:
+        hit_rate: share of the experts asked for that were in memory, 0 to 1; ``ahead_rate``
+            because they had been read before they were asked for.
+        wasted: share of the reads that nobody asked for.
+        bytes_a_token: read from disk.
+        disk_rate: bytes a second, while something was being read.
+        waiting_s: seconds a token in which there was nothing to do but to read.
+        bound_tps: tokens a second that the disk allows, were nothing else to be done; None where
+            nothing was read.
+    """
 
-    @property
-    def bound(self) -> float:
-        """Tokens a second that the disk allows at this rate; 0 where nothing was read."""
-        return self.disk_rate / self.bytes_a_token if self.bytes else 0.0
+    hit_rate: float
+    ahead_rate: float
+    wasted: float
+    bytes_a_token: float
+    disk_rate: float
+    waiting_s: float
+    bound_tps: float | None

@@ -64,6 +64,7 @@ class StreamedExperts:
         self._slot_of = np.zeros(experts, np.uint32)  # as in ``_slots``, for whole arrays
         self._reads: dict[int, list[Future[None]]] = {}  # not waited for yet, by expert
         self._foretold: set[int] = set()  # read ahead, and not asked for yet
+        self._counters = stream.counters
         self.next: tuple[StreamedExperts, Callable[[mx.array], mx.array], int] | None = None
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
@@ -82,6 +83,7 @@ class StreamedExperts:
             raise
 
     def _answers(self, x: mx.array, indices: mx.array) -> mx.array:
+        self._counters.rows += len(x)
         chosen, foreseen = self._read_back(x, indices)
         for token in chosen[-COUNTED:].tolist():
             self._policy.used(token)
@@ -111,7 +113,7 @@ class StreamedExperts:
     def _needed(self, chosen: np.ndarray) -> list[int]:
         """Each expert once, those in memory first, so that none is read twice."""
         here, experts = self._slots.slot_of, set(np.unique(chosen).tolist())
-        hits, counters = [e for e in experts if e in here], self._stream.counters
+        hits, counters = [e for e in experts if e in here], self._counters
         counters.asked += len(experts)
         counters.hits += len(hits)
         counters.ahead += len(self._foretold & experts)
@@ -166,7 +168,7 @@ class StreamedExperts:
             self._slot_of[expert] = slot
             tasks = [target.task(expert, slot) for target in self.targets]
             self._reads[expert] = self._stream.files.start(tasks)
-            self._stream.counters.reads += 1
+            self._counters.reads += 1
 
     def _wait(self, experts: Sequence[int]) -> None:
         """Until all of them are in memory. Raises ModelError."""
@@ -177,7 +179,7 @@ class StreamedExperts:
         for future in awaited:
             future.result()
         self._stream.files.check()
-        self._stream.counters.waiting += time.perf_counter() - start
+        self._counters.waiting += time.perf_counter() - start
         for expert in experts:
             self._reads.pop(expert, None)
 
@@ -186,7 +188,7 @@ class StreamedExperts:
         self._slots.drop(expert)
         if expert in self._foretold:
             self._foretold.remove(expert)
-            self._stream.counters.wasted += 1
+            self._counters.wasted += 1
 
     def _forget(self) -> None:
         """Nothing is in memory any more."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlx_mixtral.errors import ContextError, UsageError
+from mlx_mixtral.experts.policy import Counters, Streamed
 from mlx_mixtral.generation.draft import DraftModel
 from mlx_mixtral.generation.kv import KVSettings
 from mlx_mixtral.generation.loop import generate_tokens
@@ -21,6 +22,7 @@ from mlx_mixtral.generation.stops import StopStrings
 if TYPE_CHECKING:
     from mlx_mixtral.config import ModelConfig
     from mlx_mixtral.loading import LanguageModel
+    from mlx_mixtral.streaming import Streaming
     from mlx_mixtral.tokenizer import Tokenizer
 
 
@@ -38,6 +40,8 @@ class Stats:
         seed: repeats the answer.
         drafted_tokens: tokens that were proposed because an earlier text went on with them, or
             by a draft model; ``accepted_tokens`` of them were what the model chose.
+        streamed: how reading experts from disk went after the prompt; None where all of them
+            are in memory.
     """
 
     prompt_tokens: int
@@ -50,6 +54,7 @@ class Stats:
     seed: int
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    streamed: Streamed | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ def _answer(
     cached = cache.reuse(prompt)
     sampler = Sampler(settings, prompt)
     speculator = Speculator(prompt, draft) if settings.speculate else None
-    clock = _Clock(len(prompt), cached, sampler.seed)
+    clock = _Clock(len(prompt), cached, sampler.seed, lm.streaming)
     said = AnswerText(lm.tokenizer, settings, most)
     steps = generate_tokens(lm.model, cache, prompt, sampler, most, interrupted, speculator)
     try:
@@ -247,8 +252,12 @@ def _answer(
 class _Clock:
     """Times the first step and those after it."""
 
-    def __init__(self, prompt_tokens: int, cached_tokens: int, seed: int) -> None:
+    def __init__(
+        self, prompt_tokens: int, cached_tokens: int, seed: int, streaming: Streaming | None
+    ) -> None:
         self.prompt_tokens, self.cached_tokens, self.seed = prompt_tokens, cached_tokens, seed
+        self._streaming = streaming
+        self._before = Counters()
         self.steps = 0
         mx.reset_peak_memory()
         self._start = self._first = self._last = time.perf_counter()
@@ -257,6 +266,8 @@ class _Clock:
         self._last = time.perf_counter()
         if not self.steps:
             self._first = self._last
+            if self._streaming:
+                self._before = self._streaming.stream.counters.copy()
         self.steps += 1
 
     def stats(self, completion_tokens: int, speculator: Speculator | None = None) -> Stats:
@@ -273,4 +284,11 @@ class _Clock:
             seed=self.seed,
             drafted_tokens=speculator.proposed if speculator else 0,
             accepted_tokens=speculator.accepted if speculator else 0,
+            streamed=self._streamed(),
         )
+
+    def _streamed(self) -> Streamed | None:
+        if self._streaming is None:
+            return None
+        counted = self._streaming.stream.counters.since(self._before)
+        return counted.told(len(self._streaming.slots))
