@@ -16,6 +16,7 @@ SAYS = {
     "ask.py": "stringed instrument",
     "conversation.py": "Your name is Anna.",
     "certainty.py": "####",
+    "quantizers.py": "8x7B",
     "routing.py": "dog",
     "speculation.py": "guessed",
 }
