@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_mixtral.cli.options import ContextTokens, Force, KVBits, KVWindow, ModelName
+from mlx_mixtral.cli.options import ContextTokens, Force, KVBits, KVWindow, Memory, ModelName
 from mlx_mixtral.errors import UsageError
 
 
@@ -51,6 +51,16 @@ def serve(
     context: ContextTokens = None,
     kv_bits: KVBits = None,
     kv_window: KVWindow = None,
+    memory: Memory = None,
+    prefix_cache: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            min=0,
+            help="Keys and values to keep of answers that are over, for prompts that begin alike. "
+            "Default: up to four contexts, if memory allows it.",
+        ),
+    ] = None,
     drain: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="For answers under way at the end.")
     ] = 60,
@@ -89,11 +99,21 @@ def serve(
         limits=Limits(drain_seconds=drain),
     )
     opened = open_socket(settings)
-    lm = load_model(model, kv, context, force)
+    lm = load_model(model, kv, context, force, memory)
     from mlx_mixtral.server.engine import Engine
+    from mlx_mixtral.server.room import Room
     from mlx_mixtral.server.serving import serve as serve_until_signal
 
-    engine = Engine(lm, kv=kv, running=running, waiting=waiting)
+    # With --memory, what is not the model's is not to be taken: one context, and no prefixes.
+    room = Room(0, 0) if memory else Room.beside(lm, kv, running)
+    engine = Engine(
+        lm,
+        kv=kv,
+        running=running,
+        waiting=waiting,
+        kv_bytes=room.running or None,
+        prefix_bytes=room.prefixes if prefix_cache is None else int(prefix_cache * 1e9),
+    )
     address = address_of(opened)
     code = serve_until_signal(
         lm,

@@ -81,7 +81,7 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, Busy):
         return _busy(error)
     if isinstance(error, ContextError):
-        return Refusal(400, str(error), code="context_length_exceeded", param="messages")
+        return Refusal(400, str(error), code="context_length_exceeded")
     if isinstance(error, UsageError):
         return Refusal(400, str(error), code="invalid_value")
     if isinstance(error, MixtralError):

@@ -1,0 +1,159 @@
+"""Answers kept to a schema: whatever a model prefers, what it may say is right."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from schemas import SCHEMAS, check_valid
+
+from mlx_mixtral.errors import MixtralError, UsageError
+from mlx_mixtral.server.grammar import SCHEMA_BYTES, Grammars, json_grammar, keeper
+
+
+@pytest.fixture(scope="module")
+def grammars(demo):
+    return Grammars(demo.tokenizer, demo.config.vocab_size)
+
+
+def allowed(kept, size):
+    bits = np.unpackbits(kept.mask().view(np.uint8), bitorder="little")
+    return np.flatnonzero(bits[:size]).tolist()
+
+
+def said(lm, kept, choose, most=600):
+    """An answer that a model with these preferences gives, or None if it is too long."""
+    ids = []
+    while not kept.done:
+        options = allowed(kept, lm.config.vocab_size)
+        assert options, "nothing may follow, and yet it is not the end"
+        token = choose(options)
+        if token in lm.tokenizer.stop_ids:
+            break
+        kept.accept(token)
+        ids.append(token)
+        if len(ids) > most:
+            return None
+    return lm.tokenizer.decode(ids)
+
+
+def hasty(lm, seed):
+    """A model that likes to come to an end, and has no other taste."""
+    draw = random.Random(seed)
+    size = lm.config.vocab_size
+    closing = {i for i in range(size) if lm.tokenizer.bytes_of(i)[-1:] in b'"]},'}
+
+    def choose(options):
+        if draw.random() < 0.6:
+            options = sorted(closing.intersection(options)) or options
+        return draw.choice(options)
+
+    return choose
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SCHEMAS, st.integers(0, 9))
+@example({"type": "object", "properties": {'quo"te': {"const": "é\n"}}, "required": ['quo"te']}, 0)
+def test_whatever_is_chosen_keeps_to_the_schema(demo, grammars, schema, seed):
+    try:
+        compiled = grammars.compiled(json_grammar(schema))
+    except UsageError as error:
+        # Of what is generated here, only a range without any number in it is impossible.
+        told = str(error)
+    else:
+        told = ""
+        text = said(demo, keeper(compiled), hasty(demo, seed))
+        if text is not None:
+            check_valid(text, schema)
+    assert not told or "nsatisfiable" in told
+
+
+def test_two_answers_do_not_disturb_each_other(demo, grammars):
+    compiled = grammars.compiled(json_grammar({"enum": ["abc", "xyz"]}))
+    one, two = keeper(compiled), keeper(compiled)
+    first = said(demo, one, lambda options: options[0])
+    second = said(demo, two, lambda options: options[-1])
+    assert {json.loads(first), json.loads(second)} <= {"abc", "xyz"}
+
+
+def test_json_is_written_on_one_line(demo, grammars):
+    """A model that may go on with blanks for ever, at times does."""
+    compiled = grammars.compiled(json_grammar({"type": "array", "items": {"const": 1}}))
+    kept = keeper(compiled)
+    spaces = [i for i in range(4096) if demo.tokenizer.bytes_of(i).isspace()]
+    text = said(demo, kept, lambda options: ([i for i in options if i in spaces] or options)[0], 60)
+    assert text is None or "  " not in text
+
+
+def test_a_token_that_breaks_the_grammar_is_refused(demo, grammars):
+    kept = keeper(grammars.compiled(json_grammar({"const": 1})))
+    with pytest.raises(MixtralError, match="grammar"):
+        kept.accept(demo.tokenizer.encode("x")[0])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        False,
+        {"type": "nonsense"},
+        {"not": {"type": "string"}},
+        {"$ref": "http://example.com/schema.json"},
+        {"$ref": "#/$defs/missing"},
+        {"type": "array", "uniqueItems": True},
+        {"type": "string", "pattern": "("},
+        {"x-guidance": {"lenient": True}, "not": {}},
+        {"type": "string", "enum": ["x" * SCHEMA_BYTES]},
+        {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        {"type": "string", "minLength": 3, "maxLength": 2},
+    ],
+    ids=lambda schema: json.dumps(schema)[:40],
+)
+def test_what_cannot_be_honoured_is_refused_soon(grammars, schema):
+    begun = time.monotonic()
+    with pytest.raises(UsageError, match="schema"):
+        grammars.compiled(json_grammar(schema))
+    assert time.monotonic() - begun < 2
+
+
+def test_schemas_that_are_too_deep_are_refused(grammars):
+    schema: dict = {"type": "integer"}
+    for _ in range(80):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(UsageError, match="levels deep"):
+        grammars.compiled(json_grammar(schema))
+
+
+def test_one_that_refers_to_itself(demo, grammars):
+    tree = {
+        "type": "object",
+        "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+        "required": ["next"],
+        "additionalProperties": False,
+    }
+    for seed in range(20):
+        text = said(demo, keeper(grammars.compiled(json_grammar(tree))), hasty(demo, seed))
+        if text:
+            check_valid(text, tree)
+
+
+def test_a_pattern_that_grows_without_bounds_is_given_up_in_time(grammars):
+    """At once, or token by token; never the whole machine."""
+    begun = time.monotonic()
+    wanted = {"type": "string", "pattern": "^(((a{1,500}){1,500}){1,500}b?){1,500}$"}
+    with suppress(UsageError, MixtralError):
+        kept = keeper(grammars.compiled(json_grammar(wanted)))
+        for token in grammars_tokens(kept, 50):
+            kept.accept(token)
+    assert time.monotonic() - begun < 10
+
+
+def grammars_tokens(kept, most):
+    """Whatever may follow first, again and again."""
+    for _ in range(most):
+        yield allowed(kept, 4096)[-1]
