@@ -1,0 +1,67 @@
+"""The API's description is true: schemathesis makes requests from it and judges the replies.
+
+``pytest -m fuzz --hypothesis-profile=long`` makes many more.
+"""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+)
+
+
+@pytest.fixture(scope="session")
+def described(server):
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+schema = schemathesis.pytest.from_fixture("described")
+
+
+@pytest.mark.fuzz
+@schema.parametrize()
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+def test_replies_are_as_described(case):
+    # An answer until the context is full takes long, and says nothing about the form.
+    if isinstance(case.body, dict) and "messages" in case.body:
+        case.body.setdefault("max_tokens", 3)
+    reply = case.call(timeout=60)
+    case.validate_response(reply, checks=CHECKS)
+
+
+def test_the_description_names_what_counts(server):
+    api = httpx2.get(f"{server.url}/openapi.json").json()
+    assert set(api["paths"]) >= {
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models",
+        "/v1/tokenize", "/v1/detokenize", "/health", "/ready", "/metrics",
+    }  # fmt: skip
+    chat = api["components"]["schemas"]["ChatRequest"]
+    assert chat["additionalProperties"] is False
+    assert {"routing", "response_format", "tool_choice", "random_seed"} <= set(chat["properties"])
+    assert "text/event-stream" in str(api["paths"]["/v1/chat/completions"])
+
+
+def test_it_can_be_read_offline(server):
+    page = httpx2.get(f"{server.url}/docs")
+    assert page.status_code == 200
+    assert "<script" not in page.text
+    assert "http" not in page.text.replace("http.", "")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    for name in ("response_format", "POST /v1/chat/completions", "rate"):
+        assert name in page.text
