@@ -85,8 +85,7 @@ def _plain(module: nn.Module) -> nn.Module:
 
 
 def _halved(module: nn.Module) -> nn.Module:
-    alone = isinstance(module, nn.Linear) and use_system_blas()  # OpenBLAS uses all cores
-    if isinstance(module, Linear) and two_streams_pay(module) and not alone:
+    if isinstance(module, Linear) and two_streams_pay(module):
         return Halved(module)
     return module
 
@@ -176,7 +175,9 @@ def unpacking_pays(matrix: nn.Module, rows: int) -> bool:
 def two_streams_pay(matrix: nn.Module) -> bool:
     """Whether a matrix (of one expert) is worth handing a part of the work over."""
     rows, width = _shape(matrix)[-2:]
-    return rows * width >= (WIDE if "scales" in matrix else WIDE_PLAIN)
+    if "scales" in matrix:
+        return rows * width >= WIDE
+    return rows * width >= WIDE_PLAIN and not use_system_blas()  # OpenBLAS uses all cores
 
 
 def _by_blas(x: mx.array, matrix: nn.Module, *expert: int) -> mx.array:
