@@ -239,7 +239,7 @@ class Engine:
         Pass(self._lm.model, [(Text(cache, [self._lm.tokenizer.bos_id], sampler), 1)]).told()
 
     def _serve(self) -> None:
-        busy = False
+        busy = True  # there may be what another thread left
         while True:
             with self._wake:
                 while not (busy or self._inbox):
