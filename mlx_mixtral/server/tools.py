@@ -218,7 +218,7 @@ def in_plain_text(
         if turn["role"] == "tool":
             call_id = turn.pop("tool_call_id", None)
             name = turn.pop("name", None) or names.get(call_id, "the function")
-            turn = {"role": "user", "content": f"Result of {name}: {_plain(turn['content'])}"}
+            turn = {"role": "user", "content": f"Result of {name}: {_plain(turn.get('content'))}"}
         out.append(turn)
     return out
 
@@ -245,4 +245,4 @@ def _plain(content: object) -> str:
         return content
     if isinstance(content, list):
         return "\n\n".join(part["text"] for part in content)
-    return ""
+    raise UsageError('a tool message needs "content"')
