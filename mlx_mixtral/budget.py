@@ -10,9 +10,9 @@ from mlx_mixtral.errors import ModelError, UsageError
 
 PROGRAM = 180_000_000
 """Bytes that this program takes beside MLX's arrays: measured 130 to 170 MB."""
-USUAL_CONTEXT = 4096
-"""Tokens of context to leave room for where nobody says how many: what keys and values take,
-experts lack."""
+USUAL_CONTEXTS = (4096, 2048, 1024, 512)
+"""Tokens of context to leave room for where nobody says how many: as many of these as there is
+room for. What keys and values take, experts lack."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 

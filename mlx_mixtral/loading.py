@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_mixtral.budget import PROGRAM, USUAL_CONTEXT, Budget, slots_within
+from mlx_mixtral.budget import PROGRAM, USUAL_CONTEXTS, Budget, slots_within
 from mlx_mixtral.catalog import resolve
 from mlx_mixtral.config import ModelConfig, read_config
 from mlx_mixtral.errors import ModelError, UsageError
@@ -146,10 +146,12 @@ def _placed(
         return _allowed_context(config, tensors, dtype, asked, kv, free), None
     if not config.is_moe and budget.share:
         raise UsageError("this model has no experts of which a share could be kept")
-    usual = replace(config, max_position_embeddings=asked or min(own, USUAL_CONTEXT))
-    work, context = working_bytes(usual, dtype), usual.max_position_embeddings
-    rest = work + kv_bytes(config, context, kv, dtype)
-    demand = demand_of(config, tensors, dtype, rest)
+    for context in [asked] if asked else [n for n in USUAL_CONTEXTS if n <= own] or [own]:
+        work = working_bytes(replace(config, max_position_embeddings=context), dtype)
+        rest = work + kv_bytes(config, context, kv, dtype)
+        demand = demand_of(config, tensors, dtype, rest)
+        if budget.bytes is None or demand.least <= budget.bytes:
+            break
     if budget.bytes and (not config.is_moe or budget.bytes >= demand.most):
         room = budget.bytes - PROGRAM
         free = room if free is None else min(free, room)

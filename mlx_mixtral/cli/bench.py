@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mlx_mixtral.cli.bench_options import (
     Against,
     AsJson,
+    BenchMemory,
     Bits,
     ContextLengths,
     Generate,
@@ -38,6 +39,7 @@ def bench(
     against: Against = None,
     contexts: ContextLengths = None,
     turns: Turns = 0,
+    memory: BenchMemory = None,
     shape: Shape = None,
     bits: Bits = None,
     group_size: GroupSize = None,
@@ -51,6 +53,8 @@ def bench(
 
     The ceiling is the memory's bandwidth, measured too, over the bytes that a token reads.
     """
+    if shape is not None and memory is not None:
+        raise UsageError("--memory takes a model: what --shape makes lies on no disk")
     parts = {"--bits": bits, "--group-size": group_size, "--layers": layers}
     _check(model, shape, [name for name, value in parts.items() if value is not None])
     if tune or tune_reset:
@@ -69,7 +73,7 @@ def bench(
     if plot:
         check_plot(plot)
     if shape is None:
-        report = _bench_folder(model, settings, plot is not None)
+        report = _bench_folder(model, settings, plot is not None, memory)
     else:
         if turns:
             raise UsageError(f"--turns needs a model that can talk; --shape {shape} has no words")
@@ -99,13 +103,16 @@ def _tune(model: str | None, shape: str | None, forget: bool, as_json: bool) -> 
         tune_model(model, as_json)
 
 
-def _bench_folder(name: str | None, settings: "Settings", drawn: bool) -> "Report":
+def _bench_folder(
+    name: str | None, settings: "Settings", drawn: bool, memory: str | None
+) -> "Report":
     """Everything is checked before the first load, which may take minutes."""
     from mlx_mixtral.catalog import default_name, resolve
     from mlx_mixtral.cli.loading import load_model
     from mlx_mixtral.config import read_config
     from mlx_mixtral.lab.bench import bench as measure
     from mlx_mixtral.lab.loads import compare_loads
+    from mlx_mixtral.lab.roofline import SMALLEST_PROBE, measure_bandwidth
     from mlx_mixtral.lab.subject import loaded
 
     folder = resolve(name or default_name())
@@ -114,9 +121,15 @@ def _bench_folder(name: str | None, settings: "Settings", drawn: bool) -> "Repor
         # While this process holds no weights: there may be memory for one copy only.
         repeat = min(settings.repeat, 3)
         loads = compare_loads(folder, settings.against, repeat, tell) if settings.against else []
-    subject = loaded(lambda: load_model(name))
+    if memory is None:
+        subject = loaded(lambda: load_model(name))
+        with status_line() as tell:
+            return measure(subject, settings, tell, loads)
+    longest = max(settings.prompt, *settings.contexts, 0) + settings.generate
+    subject = loaded(lambda: load_model(name, context=longest, memory=memory))
     with status_line() as tell:
-        return measure(subject, settings, tell, loads)
+        # A larger probe would not leave the model the memory that it was given.
+        return measure(subject, settings, tell, loads, lambda: measure_bandwidth(SMALLEST_PROBE))
 
 
 def _bench_shape(shape: str, config: "ModelConfig", settings: "Settings", drawn: bool) -> "Report":

@@ -24,6 +24,14 @@ ContextLengths = Annotated[
         "--contexts", metavar="N,N", help="Answers after so many tokens of context, as 100,8000."
     ),
 ]
+BenchMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="As in chat: read the experts from disk for which 12GB, or 50% of them, lack room.",
+    ),
+]
 Turns = Annotated[
     int,
     typer.Option(

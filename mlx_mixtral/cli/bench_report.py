@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlx_mixtral.cli.sizes import duration, size
+from mlx_mixtral.cli.streamed_view import rows
 
 if TYPE_CHECKING:
     from mlx_mixtral.lab.report import Report
@@ -19,6 +20,7 @@ def lines_of(report: "Report") -> list[str]:
         _about(report),
         _speeds(report),
         _ceiling(report),
+        _streams(report),
         _loads(report),
         _contexts(report),
         _turns(report),
@@ -123,6 +125,23 @@ def _ceiling(report: "Report") -> list[str]:
     if read.total < SMALL:
         rows.append(("", "(so little is read that caches hold it: no real ceiling)"))
     return table(rows)
+
+
+def _streams(report: "Report") -> list[str]:
+    """Experts from disk."""
+    if not (streams := report.streams):
+        return []
+    fewest, most = min(streams.slots), max(streams.slots)
+    slots = f"{fewest}" if fewest == most else f"{fewest} or {most}"
+    return table(
+        [
+            ("from disk", f"{slots} of {streams.experts} experts a layer are in memory"),
+            ("for the prompt", f"{size(streams.prompt_bytes)} read"),
+            *rows(streams.answer),
+            ("", f"{size(streams.needed)} a token for the misses alone"),
+            ("", f"{size(streams.sequential)}/s from end to end, in one thread"),
+        ]
+    )
 
 
 def _loads(report: "Report") -> list[str]:

@@ -142,7 +142,8 @@ def read(terminal: "ChatTerminal", name: str) -> None:
 def stats(terminal: "ChatTerminal", _: str) -> None:
     if terminal.chat.last is None:
         raise UsageError("there is no answer yet")
-    for name, value in dataclasses.asdict(terminal.chat.last.stats).items():
+    figures = dataclasses.asdict(terminal.chat.last.stats)
+    for name, value in (figures | (figures.pop("streamed") or {})).items():
         terminal.tell(f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}")
 
 

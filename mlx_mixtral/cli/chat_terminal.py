@@ -17,6 +17,7 @@ from mlx_mixtral.cli.keyboard import keys_unechoed
 from mlx_mixtral.cli.markdown import THEME
 from mlx_mixtral.cli.printable import printable
 from mlx_mixtral.cli.sizes import size
+from mlx_mixtral.cli.streamed_view import brief
 from mlx_mixtral.errors import MixtralError
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class ChatTerminal:
         of_its = f" of {own:,}" if limit < own else ""
         context = f"{limit:,}{of_its} tokens of context (up to {most})"
         self.tell(f"{self._name}, {context}. /help lists the commands.")
+        if (streaming := self.lm.streaming) and streaming.share < 1:
+            self.tell(f"{streaming.share:.0%} of the experts are in memory, the others on disk.")
         while self.open:
             try:
                 self._act_on(self._prompt.read(len(self.attached)))
@@ -123,6 +126,8 @@ class ChatTerminal:
         if chat.last is not None:
             stats = chat.last.stats
             parts += [f"{stats.generation_tps:.1f} tok/s", f"first token {stats.ttft_s:.2f} s"]
+            if stats.streamed:
+                parts.append(brief(stats.streamed))
         return printable("  ".join(parts))
 
 

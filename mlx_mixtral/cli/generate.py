@@ -50,6 +50,9 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with text and figures.")
     ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Tell speed and memory on standard error at the end.")
+    ] = False,
     context: ContextTokens = None,
     kv_bits: KVBits = None,
     kv_window: KVWindow = None,
@@ -84,7 +87,7 @@ def generate(
         if as_json:
             _print_json(lm, pieces)
         else:
-            _print_text(pieces)
+            _print_text(pieces, stats)
 
 
 @contextmanager
@@ -134,13 +137,16 @@ def _messages(prompt: str, system: str | None) -> list[dict[str, str]]:
     return messages
 
 
-def _print_text(pieces: Iterator["Piece"]) -> None:
+def _print_text(pieces: Iterator["Piece"], stats: bool) -> None:
     from mlx_mixtral.cli.printable import printable
+    from mlx_mixtral.cli.stats_view import lines_of
 
     # A terminal obeys escape sequences; a file or a program gets the text untouched.
     show = printable if sys.stdout.isatty() else str
     for piece in pieces:
         print(show(piece.text), end="", flush=True)
+        if stats and piece.stats:
+            print("\n", *lines_of(piece.stats), sep="\n", file=sys.stderr)
     print()
 
 

@@ -68,6 +68,10 @@ class Files:
             futures += [self._submit(work) for work in works]
         return futures
 
+    @property
+    def paths(self) -> list[Path]:
+        return list(self._open)
+
     def check(self) -> None:
         """Raises ModelError if a file has changed since it was opened."""
         for path, (descriptor, before) in self._open.items():

@@ -82,6 +82,11 @@ class StreamedExperts:
                 self.next[0]._forget()
             raise
 
+    @property
+    def expert_bytes(self) -> int:
+        """Of one expert in memory."""
+        return sum(target.array.nbytes for target in self.targets) // self._slots.count
+
     def _answers(self, x: mx.array, indices: mx.array) -> mx.array:
         self._counters.rows += len(x)
         chosen, foreseen = self._read_back(x, indices)

@@ -30,6 +30,7 @@ from mlx_mixtral.lab.runs import (
     paired,
     prompt_of,
 )
+from mlx_mixtral.lab.streams import measure_streams
 from mlx_mixtral.lab.subject import Subject
 from mlx_mixtral.lab.turns import hold_turns, script_of
 from mlx_mixtral.tuning import read_tuning
@@ -76,6 +77,9 @@ def bench(
         middle = context + settings.generate // 2
         return bandwidth.best / traffic(subject.model, config, per_token, middle).total
 
+    streaming = lm.streaming if lm else None
+    if streaming:
+        tell("counting what is read from disk")
     tuning, tuning_note = read_tuning()
     speeds, ceiling = Speeds.of(runs[OURS]), ceiling_after(settings.prompt)
     middle = settings.prompt + settings.generate // 2
@@ -103,6 +107,7 @@ def bench(
         contexts=contexts,
         ceilings=[ceiling_after(point.context) for point in contexts.points] if contexts else [],
         turns=turns,
+        streams=measure_streams(streaming, ours, prompt, settings.generate) if streaming else None,
         reported_by_others=MIXTRAL_8X7B,
     )
 

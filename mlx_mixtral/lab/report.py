@@ -14,6 +14,7 @@ from mlx_mixtral.lab.opponents import OPPONENTS
 from mlx_mixtral.lab.reported import Reported
 from mlx_mixtral.lab.roofline import Bandwidth, Traffic
 from mlx_mixtral.lab.runs import Speeds
+from mlx_mixtral.lab.streams import Streams
 from mlx_mixtral.lab.turns import Turn
 
 
@@ -99,6 +100,7 @@ class Report:
         ceiling_tps: bandwidth over the bytes that a token reads, halfway through the answer.
         reached: median decode speed over the ceiling; above 1 where caches serve the reads.
         ceilings: the ceiling after each of the contexts.
+        streams: where experts are read from disk.
     """
 
     model: str
@@ -124,6 +126,7 @@ class Report:
     contexts: Contexts | None
     ceilings: list[float]
     turns: list[Turn]
+    streams: Streams | None
     reported_by_others: tuple[Reported, ...]
 
     def to_dict(self) -> dict[str, Any]:

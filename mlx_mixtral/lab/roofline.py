@@ -16,6 +16,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_mixtral.config import ModelConfig
+from mlx_mixtral.experts.streamed import StreamedExperts
 from mlx_mixtral.generation.kv import LayerKV
 from mlx_mixtral.model.transformer import Transformer
 from mlx_mixtral.network import arrays
@@ -51,6 +52,9 @@ class Traffic:
 def traffic(model: Transformer, config: ModelConfig, kv_per_token: float, context: int) -> Traffic:
     """Counted from the arrays that the model holds; see ``traffic_of``."""
     sizes = {name: array.nbytes for name, array in arrays(model).items()}
+    for n, layer in enumerate(model.model.layers if config.is_moe else ()):
+        if isinstance(experts := layer.block_sparse_moe.switch_mlp, StreamedExperts):
+            sizes[f"{n}{STACKED_EXPERTS}"] = config.num_local_experts * experts.expert_bytes
     return traffic_of(sizes, config, kv_per_token, context)
 
 
