@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_mixtral.errors import ContextError, MixtralError
@@ -98,9 +100,12 @@ class Engine:
         Raises:
             MixtralError: the model cannot compute.
         """
+        # A process that ends while the thread computes would crash.
+        atexit.register(self.stop, drain=False)
         self._thread.start()
         self._ready.wait()
         if not self._accepting:
+            self.stop(drain=False)
             raise MixtralError("the model cannot compute anything here; the log says why")
 
     def stop(self, drain: bool) -> None:
@@ -114,6 +119,7 @@ class Engine:
             self._wake.notify()
         while self._thread.is_alive():
             self._thread.join()
+        atexit.unregister(self.stop)
 
     def submit(self, job: Job) -> Ticket:
         """Have a job done.
@@ -231,6 +237,8 @@ class Engine:
             if self._ready.is_set():
                 self._start_anew(error)
             self._ready.set()
+        finally:
+            mx.clear_streams()  # they are the thread's own
 
     def _warm_up(self) -> None:
         """What only the first pass takes time for: kernels are compiled, libraries imported."""
