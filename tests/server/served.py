@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+from hypothesis import settings
 
 QUESTION = "What is a violin?"
 ANSWER = "A violin is a stringed instrument that is played with a bow."
@@ -68,6 +69,11 @@ def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Serv
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def examples(usual: int) -> int:
+    """How many examples hypothesis tries: as usual, or many times that in `make fuzz`."""
+    return usual * max(1, settings.default.max_examples // 1000)
 
 
 def user(text: str = QUESTION) -> list[dict]:

@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from served import examples
 
 CHECKS = (
     not_a_server_error,
@@ -39,7 +40,7 @@ def test_replies_are_as_described(server, mode):
         operation = found.ok()
 
         @settings(
-            max_examples=min(settings.default.max_examples, 1500) // 4 if operation.body else 3,
+            max_examples=examples(25) if operation.body else 3,
             suppress_health_check=list(HealthCheck),
             phases=[Phase.generate],
         )

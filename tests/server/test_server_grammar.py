@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from schemas import SCHEMAS, check_valid
+from served import examples
 
 from mlx_mixtral.errors import MixtralError, UsageError
 from mlx_mixtral.server.grammar import SCHEMA_BYTES, Grammars, json_grammar, keeper
@@ -57,7 +58,7 @@ def hasty(lm, seed):
     return choose
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SCHEMAS, st.integers(0, 9))
 @example({"type": "object", "properties": {'quo"te': {"const": "é\n"}}, "required": ['quo"te']}, 0)
 def test_whatever_is_chosen_keeps_to_the_schema(demo, grammars, schema, seed):

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, target
 from hypothesis import strategies as st
 from schemas import SCHEMAS, check_valid
-from served import user
+from served import examples, user
 
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 @pytest.mark.fuzz
-@settings(max_examples=60, suppress_health_check=SLOW)
+@settings(max_examples=examples(40), suppress_health_check=SLOW)
 @given(schema=SCHEMAS, seed=st.integers(0, 99), stream=st.booleans())
 @example({"type": "object"}, 1, True)
 def test_answers_keep_to_random_schemas(client, schema, seed, stream):
