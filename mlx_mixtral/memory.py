@@ -46,22 +46,29 @@ def free_memory() -> int:
     return total_memory()
 
 
-def working_bytes(config: ModelConfig, dtype: mx.Dtype) -> int:
-    """What is in memory at once while a layer computes a chunk of a prompt, keys and values aside.
+def activation_bytes(config: ModelConfig, dtype: mx.Dtype, tokens: int) -> int:
+    """What is in memory at once while a layer computes ``tokens`` of a prompt, keys, values and
+    the scores of attention aside.
 
     Most where the experts multiply: the hidden states before and after the norm, and for each
-    expert that a token chose its copy of them, gate and up, and their product. Where attention
-    is not fused, its scores may take more than that.
+    expert that a token chose its copy of them, gate and up together and apart, and their product.
     """
     paths = config.num_experts_per_tok if config.is_moe else 1
-    row = 2 * config.hidden_size
-    row += paths * (config.hidden_size + 3 * config.intermediate_size)
+    row = 2 * config.hidden_size + paths * (config.hidden_size + 5 * config.intermediate_size)
+    return tokens * row * dtype.size
+
+
+def working_bytes(config: ModelConfig, dtype: mx.Dtype) -> int:
+    """What computing a chunk of a prompt takes here, keys and values aside.
+
+    Where attention is not fused, its scores may take more than anything else.
+    """
     scores = 0
     if mx.default_device() == mx.Device(mx.cpu):
         context = config.max_position_embeddings
         places = chunk_after(config, context) * config.num_attention_heads * context
         scores = 2 * min(MOST_SCORES, places * 4)  # and as much for their softmax
-    return chunk_after(config, 0) * row * dtype.size + scores
+    return activation_bytes(config, dtype, chunk_after(config, 0)) + scores
 
 
 def context_that_fits(

@@ -28,11 +28,12 @@ from mlx_mixtral.generation import prefill
 from mlx_mixtral.generation.kv import KVSettings
 from mlx_mixtral.lab import chips, planning, shapes, speed
 from mlx_mixtral.lab.chips import CHIPS, GIB, MEMORIES, chips_called, mac, this_mac
-from mlx_mixtral.lab.planning import Use, estimate, footprint, recommended, working_bytes
+from mlx_mixtral.lab.planning import Use, estimate, footprint, recommended
 from mlx_mixtral.lab.reported import LLAMA_7B, MIXTRAL_8X7B
 from mlx_mixtral.lab.roofline import traffic
 from mlx_mixtral.lab.shapes import SHAPES, random_model
 from mlx_mixtral.loading import load_model
+from mlx_mixtral.memory import LEFT_TO_MACOS, activation_bytes
 from mlx_mixtral.network import arrays
 
 pytestmark = pytest.mark.usefixtures("kept_packed")
@@ -106,7 +107,7 @@ def test_room_for_computing_is_about_what_a_prompt_takes(monkeypatch):
     mx.eval(model.hidden(mx.zeros((1, tokens), mx.int32), last=1))
     peak = mx.get_peak_memory() - before
     scores = config.num_attention_heads * tokens**2 * 4
-    assert 0.8 < peak / (working_bytes(config, mx.float32, tokens) + scores) < 1.1
+    assert 0.8 < peak / (activation_bytes(config, mx.float32, tokens) + scores) < 1.1
 
 
 def test_the_chunk_is_a_gpus(monkeypatch):
@@ -200,7 +201,7 @@ def test_four_bits_want_a_raised_limit_in_32_gigabytes():
     assert not four.fits
     assert four.possible
     assert four.wired_limit_mb * MIB >= four.need > (four.wired_limit_mb - 1) * MIB
-    assert 32 * GIB - four.need >= planning.LEFT_TO_MACOS
+    assert 32 * GIB - four.need >= LEFT_TO_MACOS
     assert not forms["5bit"].possible
     assert best.name == "3bit"
     assert recommended(list(forms.values()), raised=True).name == "4bit"

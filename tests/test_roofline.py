@@ -11,6 +11,7 @@ import pytest
 from checkpoints import quantization, tiny_config, write_mlx
 from mlx.utils import tree_flatten
 
+from mlx_mixtral import memory
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.generation.prompt_cache import make_caches
@@ -109,7 +110,7 @@ def test_the_probe_is_bounded_by_free_memory(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(roofline, "free_memory", lambda: 2**29)
     assert measure_bandwidth(repeat=1).probe_bytes == 2**27
     monkeypatch.undo()
-    assert 0 < roofline.free_memory() <= roofline.total_memory()
+    assert 0 < memory.free_memory() <= memory.total_memory()
 
 
 def test_the_published_shapes_have_their_published_sizes() -> None:

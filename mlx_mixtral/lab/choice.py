@@ -7,8 +7,8 @@ import mlx.core as mx
 
 from mlx_mixtral.lab.machine import on_gpu
 from mlx_mixtral.lab.report import Settings
-from mlx_mixtral.lab.roofline import free_memory
 from mlx_mixtral.lab.shapes import needed_bytes, shape_config
+from mlx_mixtral.memory import free_memory
 
 DEMO = "demo --against mlx-lm --against mlx-lm-f32"
 FULL = "--shape 8x7b --bits 4 --against mlx-lm"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_mixtral.lab.roofline import total_memory
+from mlx_mixtral.memory import total_memory
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,14 @@ import mlx.core as mx
 
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.generation.kv import STEP, KVSettings, kv_bytes
-from mlx_mixtral.lab.chips import GIB, Mac
+from mlx_mixtral.lab.chips import Mac
 from mlx_mixtral.lab.roofline import Traffic, traffic_of
 from mlx_mixtral.lab.speed import pace
+from mlx_mixtral.memory import activation_bytes, raised_limit_mb
 from mlx_mixtral.network import weight_dtype
 
 CHUNK = 2048
 """Tokens of a prompt that a GPU computes at once (see ``generation.prefill``)."""
-LEFT_TO_MACOS = 5 * GIB
-"""What raising the GPU's limit has to leave for macOS and other programs: a judgement, not a
-fact; a Mac at rest takes about as much."""
-MIB = 1 << 20
 
 Tensors = Mapping[str, tuple[tuple[int, ...], mx.Dtype]]
 """Shape and dtype of everything stored, by name."""
@@ -63,17 +60,6 @@ def _held(name: str, dtype: mx.Dtype, activations: mx.Dtype) -> mx.Dtype:
 def gpu_dtype(stored: Tensors) -> mx.Dtype:
     """What a Mac computes a model in."""
     return mx.float16 if stored["model.norm.weight"][1] == mx.float16 else mx.bfloat16
-
-
-def working_bytes(config: ModelConfig, activations: mx.Dtype, tokens: int = CHUNK) -> int:
-    """What is in memory at once while ``tokens`` of a prompt are computed, keys and values aside.
-
-    Most where the experts multiply: the hidden states before and after the norm, and for each
-    expert that a token chose its copy of them, gate and up together and apart, and their product.
-    """
-    paths = config.num_experts_per_tok if config.is_moe else 1
-    row = 2 * config.hidden_size + paths * (config.hidden_size + 5 * config.intermediate_size)
-    return tokens * row * activations.size
 
 
 @dataclass(frozen=True)
@@ -138,7 +124,7 @@ def estimate(name: str, stored: Tensors, config: ModelConfig, use: Use, mac: Mac
     """
     dtype = gpu_dtype(stored)
     weights = footprint(stored, config, dtype)
-    kv, work = kv_bytes(config, use.context, use.kv, dtype), working_bytes(config, dtype)
+    kv, work = kv_bytes(config, use.context, use.kv, dtype), activation_bytes(config, dtype, CHUNK)
     a_token = kv_bytes(config, STEP, use.kv, dtype) / STEP
     seen = min(use.context, use.kv.window or use.context, config.sliding_window or use.context)
     need = weights.resident + kv + work
@@ -149,7 +135,7 @@ def estimate(name: str, stored: Tensors, config: ModelConfig, use: Use, mac: Mac
         kv,
         work,
         mac.gpu_limit,
-        None if need <= mac.gpu_limit else _raised_limit(need, mac),
+        None if need <= mac.gpu_limit else raised_limit_mb(need, mac.memory),
         pace(config.is_moe).tokens_a_second(
             config.num_hidden_layers,
             mac.chip.bandwidth,
@@ -157,11 +143,6 @@ def estimate(name: str, stored: Tensors, config: ModelConfig, use: Use, mac: Mac
             weights.read.total + a_token * seen,
         ),
     )
-
-
-def _raised_limit(need: int, mac: Mac) -> int | None:
-    """The limit in MiB, as the setting counts; None where too little would be left."""
-    return -(-need // MIB) if need <= mac.memory - LEFT_TO_MACOS else None
 
 
 def recommended(estimates: Sequence[Estimate], *, raised: bool = False) -> Estimate | None:

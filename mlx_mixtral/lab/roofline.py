@@ -7,17 +7,16 @@ fetching them. Bytes a second over bytes a token is the most tokens a second the
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.experts.streamed import StreamedExperts
 from mlx_mixtral.generation.kv import LayerKV
+from mlx_mixtral.memory import free_memory
 from mlx_mixtral.model.transformer import Transformer
 from mlx_mixtral.network import arrays
 
@@ -148,25 +147,3 @@ def _fastest(work: Callable[[], mx.array], repeat: int) -> float:
         mx.synchronize()
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
-
-
-def total_memory() -> int:
-    """Bytes of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def free_memory() -> int:
-    """Bytes that arrays can still take on the default device.
-
-    On a Mac that is what macOS grants the GPU, less what MLX holds; on Linux what the
-    kernel calls available; elsewhere all of the machine's memory.
-    """
-    granted = mx.device_info().get("max_recommended_working_set_size")
-    if granted:
-        return max(0, int(granted) - mx.get_active_memory())
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return total_memory()

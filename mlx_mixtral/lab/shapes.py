@@ -16,8 +16,8 @@ from mlx_mixtral.config import ModelConfig, Quantization, QuantSpec
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.generation.prefill import prefill_chunk
 from mlx_mixtral.lab.opponents import opponent_dtype
-from mlx_mixtral.lab.roofline import free_memory, total_memory
 from mlx_mixtral.loading import Progress
+from mlx_mixtral.memory import free_memory, total_memory
 from mlx_mixtral.model.joined import JOINED
 from mlx_mixtral.model.transformer import Transformer
 from mlx_mixtral.network import activation_dtype, arrays, empty_network, ready, weight_dtype
