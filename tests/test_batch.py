@@ -89,13 +89,13 @@ def test_each_text_is_as_alone(model: Transformer, kept: KVSettings | None) -> N
         assert mx.allclose(mx.stack(rows), want, atol=1e-4, rtol=0), np.abs(rows - want).max()
 
 
-def test_one_text_alone_is_exactly_as_ever(model: Transformer) -> None:
-    caches = make_caches(model.config)
-    for ids, want in zip(
-        ([7, 8, 9], [4]), alone(model, [7, 8, 9, 4], [0, 3, 4], None), strict=True
-    ):
+def test_one_text_alone_is_as_ever(model: Transformer) -> None:
+    """With as many rows in every product the numbers are the same, but for the angles' rounding."""
+    caches, plain = make_caches(model.config), make_caches(model.config)
+    for ids in ([7, 8, 9], [4], [3, 3]):
         hidden = together(model, mx.array(ids), [Part(len(ids), caches)])
-        assert mx.array_equal(model.head(hidden)[0], want)
+        want = model.hidden(mx.array([ids]), plain, last=1)[0]
+        assert mx.allclose(hidden, want, atol=1e-6, rtol=0)
 
 
 def test_as_many_hidden_states_as_asked_for(mixture: Transformer) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.generation.sampling import Sampler, Sampling
+from mlx_mixtral.generation.sampling import Sampler, Sampling, choose_each
 
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 
@@ -146,3 +147,76 @@ def test_a_bad_setting_is_one_clear_line_that_names_it(bad: dict[str, object]):
 def test_stop_may_be_one_text():
     assert Sampling(stop="END").stop == ("END",)  # type: ignore[arg-type]
     assert Sampling(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
+
+
+# --- what was said already
+
+
+def test_frequency_and_presence_penalties_are_openais() -> None:
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, c counting the answer, not the prompt."""
+    frequency, presence = 0.4, -0.3
+    settings = Sampling(frequency_penalty=frequency, presence_penalty=presence)
+    sampler, counts = Sampler(settings, [0, 0, 1]), np.zeros(len(LOGITS))
+    for _ in range(40):
+        want = LOGITS - frequency * counts - presence * (counts > 0)
+        token, logprob = sampler(mx.array(LOGITS[None], mx.float32))
+        best = int(token.item())
+        assert want[best] == pytest.approx(want.max(), abs=1e-5)
+        assert logprob.item() == pytest.approx(math.log(softmax(LOGITS)[best]), abs=1e-5)
+        counts[best] += 1
+    assert (counts > 0).sum() > 2
+
+
+@pytest.mark.parametrize("more", [{}, {"repetition_penalty": 1.2, "temperature": 1.0, "seed": 1}])
+def test_penalties_where_several_places_are_chosen_at_once(more: dict[str, float]) -> None:
+    """As in verifying a draft: each place is penalized for those before it, and taken back."""
+    settings = Sampling.of(frequency_penalty=0.7, presence_penalty=0.4, **more)
+    rows = mx.array(np.random.default_rng(0).normal(size=(9, 6)), mx.float32)
+    one, several = Sampler(settings, [0]), Sampler(settings, [0])
+    singly = [int(one(rows[n : n + 1])[0].item()) for n in range(9)]
+    at_once = several.successive(rows[:6])[0].tolist()
+    assert at_once == singly[:6]
+    several.keep(4)
+    assert several.successive(rows[4:])[0].tolist() == singly[4:]
+
+
+@pytest.mark.parametrize("value", [-2.1, 2.1, float("nan"), "1", True])
+def test_penalties_out_of_range(value: object) -> None:
+    for name in ("frequency_penalty", "presence_penalty"):
+        with pytest.raises(UsageError, match=f"{name} has to be a number from -2 to 2"):
+            Sampling.of(**{name: value})
+
+
+# --- only some tokens
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 2}, {"top_p": 0.3}, {"min_p": 0.9}])
+def test_only_allowed_tokens_are_chosen(settings: dict[str, float]) -> None:
+    """The filters work on what is allowed; the log-probability stays the model's own."""
+    allowed = [0, 0, 1, 1, 1, 0]
+    sampler = Sampler(Sampling.of(temperature=1.0, seed=1, **settings), [3])
+    tokens, logprobs = sampler(
+        mx.array(np.tile(LOGITS, (4000, 1)), mx.float32), mx.array(allowed, mx.bool_)
+    )
+    counts = Counter(tokens.tolist())
+    shares = np.array([counts[i] / 4000 for i in range(len(LOGITS))])
+    kept = {"top_k": [0, 0, 1, 1, 0, 0], "top_p": [0, 0, 1, 0, 0, 0], "min_p": [0, 0, 1, 0, 0, 0]}
+    assert near(shares, keep(kept[next(iter(settings))] if settings else allowed))
+    want = np.log(softmax(LOGITS))[tokens.tolist()]
+    assert np.allclose(logprobs, want, atol=1e-5)
+
+
+def test_a_row_for_each_of_several_samplers() -> None:
+    """As many one by one would choose, greedy ones together with others or among themselves."""
+    rows = mx.array(np.random.default_rng(1).normal(size=(4, 6)), mx.float32)
+    kinds: list[dict[str, float]] = [{}, {"temperature": 1.0, "seed": 5}, {}, {"top_k": 2}]
+    for chosen in ([0, 1, 2, 3], [0, 2], [1], [0]):
+        make = [partial(Sampler, Sampling.of(**kinds[n]), [0]) for n in chosen]
+        masks = [mx.array([0, 1, 1, 1, 0, 0], mx.bool_) if n == 2 else None for n in chosen]
+        picked = mx.array(chosen)
+        together = choose_each([one() for one in make], rows[picked], masks)
+        singly = [
+            one()(rows[n : n + 1], mask)[0].item()
+            for one, n, mask in zip(make, chosen, masks, strict=True)
+        ]
+        assert together.tolist() == singly

@@ -324,3 +324,12 @@ def test_broken_json_is_a_model_error(tmp_path, name, content):
     folder = folder_of(tmp_path)
     (folder / name).write_bytes(content)
     fails(folder, name)
+
+
+def test_bytes_of_ids_make_up_the_text(demo):
+    tokenizer = demo.tokenizer
+    for text in ("A violin is", "é☃ \U0001f3bb, twice  spaced"):
+        spelled = b"".join(map(tokenizer.bytes_of, tokenizer.encode(text, bos=True)))
+        assert spelled == f" {text}".encode()
+    for nothing in (tokenizer.bos_id, tokenizer.eos_id, -1, tokenizer.vocab_size, 1 << 40):
+        assert tokenizer.bytes_of(nothing) == b""

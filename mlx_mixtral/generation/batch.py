@@ -135,6 +135,7 @@ class Pass:
 
     def told(self) -> list[tuple[Text, Told]]:
         """Wait for the pass; what it chose for each of ``texts``."""
+        # Unlike ``tolist``, this lets other threads run while it waits.
         mx.eval(self._hidden)
         if not self.texts:
             return []

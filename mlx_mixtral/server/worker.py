@@ -184,5 +184,6 @@ class Worker:
 
     def _embedded(self, request: Request, text: Text) -> None:
         if text.pooled is not None:
+            mx.eval(text.pooled)  # unlike a conversion, that lets other threads run meanwhile
             request.embedding = np.array(text.pooled / len(request.prompt))
         self._end(request, "stop")

@@ -1,6 +1,6 @@
 """Tokens a second for 1 to 16 requests at once: the engine, and mlx-lm's batch generator.
 
-    python examples/throughput.py [MODEL] [--tokens 64] [--prompt 32]
+    python examples/serving/throughput.py [MODEL] [--tokens 64] [--prompt 32] [--requests 8 ...]
 
 Prompts are random, and answers go on to their last token whatever they say, so that both
 compute the same number of tokens. mlx-lm gets its weights in the type that the engine uses.
@@ -54,19 +54,20 @@ def main() -> None:
     options.add_argument("model", nargs="?", default="demo")
     options.add_argument("--tokens", type=int, default=64, help="of each answer")
     options.add_argument("--prompt", type=int, default=32, help="tokens of the longest prompt")
+    options.add_argument("--requests", type=int, nargs="+", default=REQUESTS)
     given = options.parse_args()
 
     lm = load(given.model)
     lm.tokenizer.stop_ids = frozenset()
     opponent = load_theirs("mlx-lm-f32", lm.path)
     rng = np.random.default_rng(0)
-    lengths = rng.integers(given.prompt // 2, given.prompt + 1, max(REQUESTS))
+    lengths = rng.integers(given.prompt // 2, given.prompt + 1, max(given.requests))
     prompts = [rng.integers(3, lm.config.vocab_size, n).tolist() for n in lengths]
-    engine = Engine(lm, running=max(REQUESTS), kv_bytes=1 << 30)
+    engine = Engine(lm, running=max(given.requests), kv_bytes=1 << 30)
     engine.start()
     theirs(opponent, prompts[:1], 2)  # what is compiled once, for ours on start
     print("requests     ours   mlx-lm   ratio   (tokens a second)")
-    for count in REQUESTS:
+    for count in given.requests:
         begin = time.perf_counter()
         mine = asyncio.run(ours(engine, prompts[:count], given.tokens))
         middle = time.perf_counter()
