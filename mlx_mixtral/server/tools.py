@@ -21,7 +21,8 @@ from mlx_mixtral.server.schema import ChatRequest, ChosenTool, Tool
 from mlx_mixtral.template.messages import json_value
 
 MARK = "[TOOL_CALLS]"
-TEXT_MARK = f'SPACE? "{MARK}"'
+TEXT_MARK = r"/ ?\[TOOL_CALLS\]/"
+"""One lexeme, space included: a space by itself would be the beginning of any text."""
 NATIVE = ("mistral-v2", "mistral-v3")
 """Names of the templates that have a form for tools."""
 MOST_CALLS = 16
