@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from mlx_mixtral.errors import MixtralError
 from mlx_mixtral.server.asgi import App
-from mlx_mixtral.server.failure import ErrorReply, Refusal, refusal_of
+from mlx_mixtral.server.failure import ClientGone, ErrorReply, Refusal, refusal_of
 from mlx_mixtral.server.intake import Intake
 from mlx_mixtral.server.log import Log
 from mlx_mixtral.server.metrics import Metrics
@@ -61,6 +61,7 @@ def make_api(service: Service, metrics: Metrics) -> FastAPI:
     add_pages(api)
     for kind in (Refusal, MixtralError, Exception):
         api.add_exception_handler(kind, _tell)
+    api.add_exception_handler(ClientGone, _tell_nobody)
     api.add_exception_handler(RequestValidationError, _tell_invalid)
     api.add_exception_handler(HTTPException, _tell_http)
     return api
@@ -77,6 +78,11 @@ async def _tell(request: Request, error: Exception) -> Response:
     if refusal.status >= 500:
         record_of(request.scope).failure = error
     return JSONReply(refusal.body, refusal.status, refusal.headers)
+
+
+async def _tell_nobody(request: Request, _: Exception) -> Response:
+    record_of(request.scope).gone = True
+    return Response(status_code=499)
 
 
 async def _tell_http(request: Request, error: Exception) -> Response:

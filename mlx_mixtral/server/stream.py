@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_mixtral.server.asgi import until_gone
-from mlx_mixtral.server.failure import ClientGone, json_bytes, refusal_of
+from mlx_mixtral.server.failure import json_bytes, refusal_of
+from mlx_mixtral.server.record import record_of
 
 _COMMENT = b": working\n\n"
 
@@ -49,7 +50,8 @@ class EventStream(Response):
             if isinstance(result, Exception):
                 raise result
         if isinstance(results[0], asyncio.CancelledError):
-            raise ClientGone
+            record_of(scope).gone = True
+            return
         await send({"type": "http.response.body", "body": b""})
 
     async def _send_frames(self, send: Send) -> None:

@@ -260,6 +260,7 @@ def test_a_client_that_leaves_ends_its_answers(run, stream, answers):
         time.sleep(0.05)
     assert wait_for(lambda: all(t.cancelled.is_set() for t in here.engine.tickets), 1)
     assert wait_for(lambda: any(line.get("client") == "left" for line in here.log), 1)
+    assert all(line["event"] == "request" and line["status"] in (200, 499) for line in here.log)
 
 
 def test_an_answer_that_came_to_its_end_is_not_cancelled(run):
