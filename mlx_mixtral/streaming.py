@@ -135,7 +135,8 @@ def streamed_network(
             _target(array, made_of[prefix + name], tensors, specs)
             for name, array in arrays(module).items()
         ]
-        layers.append(StreamedExperts(module, config.num_local_experts, targets, stream))
+        experts = config.num_local_experts
+        layers.append(StreamedExperts(block.gate, module, experts, targets, stream))
         block.switch_mlp = layers[-1]
     for layer, following, block in zip(layers, layers[1:], blocks[1:], strict=False):
         layer.next = following, block.gate, AHEAD

@@ -1,6 +1,6 @@
 """llama.cpp through llama-cpp-python, its weights mapped from the file; prints JSON.
 
-    python llama_cpp_mmap.py model.gguf 12 1 15043 727 445 338
+python llama_cpp_mmap.py model.gguf 12 1 15043 727 445 338
 """
 
 import json

@@ -30,7 +30,8 @@ for memory in ("100%", "75%", "50%", "1%"):
             same = said == wanted.setdefault((length, name), said)
             stats = collect(lm, iter(pieces)).stats.streamed
             read = f"{stats.bytes_a_token / 1e6:.0f} MB read a token" if stats else "all in memory"
-            print(f"{memory:>5}, {length} tokens in, {name}: {'same' if same else 'DIFFERENT'}, {read}")
+            verdict = "same" if same else "DIFFERENT"
+            print(f"{memory:>5}, {length} tokens in, {name}: {verdict}, {read}")
         print(f"       ({time.perf_counter() - start:.0f} s)", flush=True)
     del lm, cache
     gc.collect()

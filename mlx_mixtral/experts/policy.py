@@ -6,16 +6,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-FADING = 0.95
-"""What a use is worth after each further token. Of the values tried on recorded traces the best
-(`make routing`): 1 is LFU, and the smaller, the nearer to LRU."""
+FADING = 0.5
+"""What a token's odds still count for at the next token. Of the values tried on recorded traces
+the best (`make routing`): the smaller, the more it is the last token alone that counts."""
 
 
 class Policy(Protocol):
     """Says what it is worth to keep an expert."""
 
-    def used(self, experts: Sequence[int]) -> None:
-        """One more token has chosen these experts."""
+    def used(self, experts: Sequence[int], odds: Sequence[float]) -> None:
+        """One more token has chosen these experts, its router having given all of them odds."""
         ...
 
     def worth(self, expert: int) -> float:
@@ -24,24 +24,17 @@ class Policy(Protocol):
 
 
 class Fading:
-    """Every use of an expert counts, and counts less with every token that follows.
-
-    Between recency and frequency (LRFU, Lee et al. 2001, IEEE Transactions on Computers 50).
-    """
+    """What the router thought of an expert lately, chosen or not: what was nearly chosen by the
+    last tokens is likely to be chosen by the next ones."""
 
     def __init__(self, experts: int, fading: float = FADING) -> None:
         self._worth = [0.0] * experts
         self._fading = fading
-        # Growing what a use adds, instead of making all earlier ones less, changes no order.
-        self._use = 1.0
 
-    def used(self, experts: Sequence[int]) -> None:
-        self._use /= self._fading
-        for expert in experts:
-            self._worth[expert] += self._use
-        if self._use > 1e100:
-            self._worth = [worth / self._use for worth in self._worth]
-            self._use = 1.0
+    def used(self, experts: Sequence[int], odds: Sequence[float]) -> None:
+        self._worth = [
+            worth * self._fading + odd for worth, odd in zip(self._worth, odds, strict=True)
+        ]
 
     def worth(self, expert: int) -> float:
         return self._worth[expert]

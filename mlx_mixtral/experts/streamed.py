@@ -17,8 +17,11 @@ from mlx_mixtral.experts.resident import ResidentExperts
 
 AHEAD_UP_TO = 4
 """Tokens of a pass for which it pays to tell what the next layer needs; more need all of it."""
-COUNTED = 128
+COUNTED = 16
 """Tokens of a prompt, from its end, that tell what is worth keeping; earlier ones have faded."""
+
+Router = Callable[[mx.array], mx.array]
+Array = np.ndarray
 
 
 @dataclass
@@ -43,6 +46,7 @@ class StreamedExperts:
     was computed before: nothing that reads a slot is under way when it is overwritten.
 
     Args:
+        router: this layer's, for what it thinks of experts that it does not choose.
         slots: the experts' arithmetic, over stacked arrays of as many experts as there are slots.
         experts: how many there are in all.
         targets: the arrays of ``slots``, and how experts come into them.
@@ -54,18 +58,20 @@ class StreamedExperts:
 
     def __init__(
         self,
+        router: Router,
         slots: ResidentExperts,
         experts: int,
         targets: Sequence[Target],
         stream: Stream,
     ) -> None:
-        self._answer, self.targets, self._stream = slots, targets, stream
+        self._router, self._answer = router, slots
+        self.targets, self._stream = targets, stream
         self._slots, self._policy = Slots(targets[0].array.shape[0]), Fading(experts)
         self._slot_of = np.zeros(experts, np.uint32)  # as in ``_slots``, for whole arrays
         self._reads: dict[int, list[Future[None]]] = {}  # not waited for yet, by expert
         self._foretold: set[int] = set()  # read ahead, and not asked for yet
         self._counters = stream.counters
-        self.next: tuple[StreamedExperts, Callable[[mx.array], mx.array], int] | None = None
+        self.next: tuple[StreamedExperts, Router, int] | None = None
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """x [T, D], indices [T, K] -> [T, K, D]
@@ -89,9 +95,9 @@ class StreamedExperts:
 
     def _answers(self, x: mx.array, indices: mx.array) -> mx.array:
         self._counters.rows += len(x)
-        chosen, foreseen = self._read_back(x, indices)
-        for token in chosen[-COUNTED:].tolist():
-            self._policy.used(token)
+        chosen, odds, foreseen = self._read_back(x, indices)
+        for token, thought in zip(chosen[-COUNTED:].tolist(), odds.tolist(), strict=True):
+            self._policy.used(token, thought)
         needed = self._needed(chosen)
         if len(needed) <= self._slots.count:
             self._start(needed, needed)
@@ -104,18 +110,21 @@ class StreamedExperts:
         self._stream.pending = [answers]
         return answers
 
-    def _read_back(self, x: mx.array, indices: mx.array) -> tuple[np.ndarray, list[int]]:
-        """The chosen experts [T, K] on the host, and those that the next layer may choose."""
+    def _read_back(self, x: mx.array, indices: mx.array) -> tuple[Array, Array, list[int]]:
+        """On the host: the chosen experts [T, K], what the router thought of all experts for the
+        last tokens [<= T, E], and those that the next layer may choose."""
         pending, self._stream.pending = self._stream.pending, []
-        if self.next is None or len(x) > AHEAD_UP_TO:
-            mx.eval(indices, *pending)
-            return np.array(indices), []
+        x = x[-COUNTED:].astype(mx.float32)
+        odds = mx.softmax(self._router(x), axis=-1)
+        if self.next is None or len(indices) > AHEAD_UP_TO:
+            mx.eval(indices, odds, *pending)
+            return np.array(indices), np.array(odds), []
         _, router, most = self.next
-        likely = mx.argsort(-router(x.astype(mx.float32)), axis=-1)[:, :most]
-        mx.eval(indices, likely, *pending)
-        return np.array(indices), np.unique(np.array(likely)).tolist()
+        likely = mx.argsort(-router(x), axis=-1)[:, :most]
+        mx.eval(indices, odds, likely, *pending)
+        return np.array(indices), np.array(odds), np.unique(np.array(likely)).tolist()
 
-    def _needed(self, chosen: np.ndarray) -> list[int]:
+    def _needed(self, chosen: Array) -> list[int]:
         """Each expert once, those in memory first, so that none is read twice."""
         here, experts = self._slots.slot_of, set(np.unique(chosen).tolist())
         hits, counters = [e for e in experts if e in here], self._counters
@@ -125,7 +134,7 @@ class StreamedExperts:
         self._foretold -= experts
         return hits + [e for e in experts if e not in here]
 
-    def _by_group(self, x: mx.array, chosen: np.ndarray, needed: list[int]) -> mx.array:
+    def _by_group(self, x: mx.array, chosen: Array, needed: list[int]) -> mx.array:
         """More experts than slots: some after the others, while those that follow are read.
 
         Each row is multiplied as if all were there, and what the experts of a token answer is
