@@ -312,7 +312,7 @@ def test_a_long_text_is_read_in_chunks(
     pair: tuple[LanguageModel, dict[str, LanguageModel]], monkeypatch: pytest.MonkeyPatch
 ):
     lm, drafts = pair
-    monkeypatch.setattr("mlx_mixtral.generation.draft.prefill_chunk", lambda: 16)
+    monkeypatch.setattr("mlx_mixtral.generation.draft.chunk_after", lambda config, at: 16)
     prompt = random.Random(0).choices(range(90), k=50)
     truth = [s.token for s in decoded(lm, prompt, Sampling(), 20)[0]]
     lengths = fed(monkeypatch, drafts["same"].model)

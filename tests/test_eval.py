@@ -117,7 +117,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("chunk", [2, 3, 512])
 def test_scores_equal_numpys(tiny: Any, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(harness, "prefill_chunk", lambda: chunk)
+    monkeypatch.setattr(harness, "chunk_after", lambda config, at: chunk)
     model = harness.Harness(tiny[0])
     for context, then in PAIRS:
         score, greedy = model.score(context, then)

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from mlx_mixtral.errors import UsageError
 from mlx_mixtral.generation.pace import Pace
-from mlx_mixtral.generation.prefill import prefill_chunk
+from mlx_mixtral.generation.prefill import chunk_after
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler
 
@@ -93,9 +93,8 @@ class DraftModel:
 
     def _read(self, text: list[int], length: int) -> mx.array:
         """Read what there is to read but for a chunk, which is left to the next step."""
-        chunk, layers = prefill_chunk(), self._cache.layers
-        while length - layers[0].offset > chunk:
-            at = layers[0].offset
+        layers, config = self._cache.layers, self._model.config
+        while length - (at := layers[0].offset) > (chunk := chunk_after(config, at)):
             # As in ``prefill``, one chunk's activations at a time.
             mx.eval(self._model.hidden(mx.array([text[at : at + chunk]]), layers, last=1))
             mx.clear_cache()

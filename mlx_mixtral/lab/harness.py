@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from mlx_mixtral.generation.prefill import prefill_chunk
+from mlx_mixtral.generation.prefill import chunk_after
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampling
 from mlx_mixtral.generation.text import answer, collect
@@ -102,12 +102,13 @@ class Harness(TemplateLM):  # type: ignore[misc]
         ids = [*context, *continuation][-self.max_length - 1 :]
         known = len(ids) - len(continuation)  # what is left of the context, one token at least
         shared = self._cache.reuse(ids[:known])
-        states, chunk = [], prefill_chunk()
-        for begin in range(shared, len(ids) - 1, chunk):
-            part = ids[begin : min(begin + chunk, len(ids) - 1)]
-            hidden = self._lm.model.hidden(mx.array([part]), self._cache.layers)
+        states, begin = [], shared
+        while begin < len(ids) - 1:
+            end = min(begin + chunk_after(self._lm.config, begin), len(ids) - 1)
+            hidden = self._lm.model.hidden(mx.array([ids[begin:end]]), self._cache.layers)
             states.append(hidden[0, max(0, known - 1 - begin) :])
             mx.eval(states[-1])
+            begin = end
         self._cache.settle(ids[:-1])
         logits = self._lm.model.head(mx.concatenate(states)).astype(mx.float32)
         targets = mx.array(continuation)
