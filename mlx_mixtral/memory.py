@@ -63,12 +63,11 @@ def working_bytes(config: ModelConfig, dtype: mx.Dtype) -> int:
 
     Where attention is not fused, its scores may take more than anything else.
     """
-    scores = 0
+    context, scores = config.max_position_embeddings, 0
     if mx.default_device() == mx.Device(mx.cpu):
-        context = config.max_position_embeddings
         places = chunk_after(config, context) * config.num_attention_heads * context
         scores = 2 * min(MOST_SCORES, places * 4)  # and as much for their softmax
-    return activation_bytes(config, dtype, chunk_after(config, 0)) + scores
+    return activation_bytes(config, dtype, min(chunk_after(config, 0), context)) + scores
 
 
 def context_that_fits(
@@ -89,7 +88,8 @@ def context_that_fits(
     room = free - weights - work
     least = min(LEAST_CONTEXT, most)
     if kv_bytes(config, least, kv, dtype) > room:
-        raise ModelError(_too_much(weights, work + kv_bytes(config, least, kv, dtype), free))
+        rest = work + kv_bytes(config, least, kv, dtype)
+        raise ModelError(_too_much(weights, rest, free, config.is_moe))
     fits, fails = least, most + 1
     while fails - fits > 1:
         middle = (fits + fails) // 2
@@ -100,14 +100,22 @@ def context_that_fits(
     return fits
 
 
-def _too_much(weights: int, rest: int, free: int) -> str:
+def _too_much(weights: int, rest: int, free: int, streamable: bool) -> str:
     ways = "convert it with fewer bits (`mixtral-mlx plan` tells what fits)"
+    if streamable:
+        ways += f", have experts read from disk as they are needed (`--memory {_most(free)}`)"
     if (limit := raised_limit_mb(weights + rest, total_memory())) and sys.platform == "darwin":
         ways += f", let the GPU have more (`sudo sysctl iogpu.wired_limit_mb={limit}`)"
     return (
         f"its weights take {weights / 1e9:.1f} GB and working with them {rest / 1e9:.1f} GB, but "
         f"{free / 1e9:.1f} GB are free here: {ways}, or try all the same with --force"
     )
+
+
+def _most(free: int) -> str:
+    """Nearly all that is free, as a person would say it."""
+    amount = 0.95 * free
+    return f"{amount / 1e9:.0f}GB" if amount >= 2e9 else f"{amount / 1e6:.0f}MB"
 
 
 def raised_limit_mb(need: int, memory: int) -> int | None:
