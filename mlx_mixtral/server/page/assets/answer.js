@@ -8,14 +8,15 @@ const ALTERNATIVES = 3;
 
 export class Answer {
   /**
-   * An answer for `message`, which may hold a beginning to go on with. With `routing`, the
-   * tokens are kept with the experts that each layer chose for them.
+   * An answer for `message`, which may hold a beginning to go on with. Its tokens are kept with
+   * the experts that each layer chose for them, and if `detailed` with what else was likely:
+   * that costs the server some time.
    */
-  constructor(conversation, message, model, routing) {
+  constructor(conversation, message, model, detailed) {
     this.conversation = conversation;
     this.message = message;
     this.model = model;
-    this.routing = routing;
+    this.detailed = detailed;
     this.stopper = new AbortController();
     this.skip = message.content.length; // the server repeats what it goes on from
     this.waiting = []; // spellings of tokens whose text is still to come
@@ -32,7 +33,7 @@ export class Answer {
   async run(changed) {
     const { message } = this;
     Object.assign(message, { state: "answering", reason: null, trouble: null });
-    if (this.routing && (!message.content || message.tokens)) this.openTokens();
+    if (this.model.experts && (!message.content || message.tokens)) this.openTokens();
     try {
       const body = this.request();
       for await (const chunk of stream("/v1/chat/completions", body, this.stopper.signal)) {
@@ -65,7 +66,8 @@ export class Answer {
       ...fields(conversation.settings),
     };
     if (!message.tokens) return body;
-    return { ...body, routing: true, logprobs: true, top_logprobs: ALTERNATIVES };
+    const details = this.detailed ? { logprobs: true, top_logprobs: ALTERNATIVES } : {};
+    return { ...body, routing: true, ...details };
   }
 
   openTokens() {
@@ -104,7 +106,7 @@ export class Answer {
       tokens.routes.push(...layers.flat());
       tokens.starts.push(content.length);
       tokens.ends.push(content.length);
-      tokens.chances.push(Math.exp(logprobs[n]?.logprob ?? 0));
+      tokens.chances.push(logprobs[n] ? Math.exp(logprobs[n].logprob) : null);
       const others = logprobs[n]?.top_logprobs ?? [];
       tokens.others.push(others.map(({ token, logprob }) => [token, Math.exp(logprob)]));
       this.waiting.push(logprobs[n]?.token ?? "");

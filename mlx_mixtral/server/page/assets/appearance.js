@@ -1,6 +1,7 @@
 // Light, dark, or as the system has it.
 
-import { byId, el, icon } from "./dom.js";
+import { byId, el } from "./dom.js";
+import { icon } from "./icons.js";
 
 const KEPT = "theme";
 const CHOICES = [

@@ -1,6 +1,7 @@
 // Where messages are written, and how full the context is.
 
-import { byId, count, el, icon } from "./dom.js";
+import { byId, count, el } from "./dom.js";
+import { icon } from "./icons.js";
 import { speed } from "./message.js";
 
 export class Composer {

@@ -3,9 +3,9 @@
 // each message (and after "", where all begins).
 //
 // A message: {id, parent, role, content, created}, of an answer also {state, reason, trouble,
-// stats, tokens}. `state` is "answering", "done", "stopped" or "failed". `tokens`, where routing
-// was asked for, holds {starts, ends} in the content, {chances, others}, and {routes}: for each
-// token and layer the experts that were chosen, the heaviest first.
+// stats, tokens}. `state` is "answering", "done", "stopped" or "failed". `tokens`, if the model
+// has experts, holds {starts, ends} in the content, {chances, others} (null and [] where they were
+// not asked for), and {routes}: for each token and layer the experts, the heaviest first.
 
 const newId = () => crypto.randomUUID?.() ?? [...crypto.getRandomValues(new Uint32Array(4))].join("-");
 const LONGEST_TITLE = 60;

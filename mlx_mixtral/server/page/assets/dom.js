@@ -1,6 +1,6 @@
 // Elements, made without any HTML text: what a model writes can never become markup.
 
-const SVG = "http://www.w3.org/2000/svg";
+import { icon } from "./icons.js";
 
 /**
  * An element: el("button.icon", { type: "button", onclick: f }, "text", child).
@@ -17,17 +17,6 @@ export function el(name, properties = {}, ...children) {
   }
   node.append(...children.filter((child) => child != null && child !== false));
   return node;
-}
-
-/** One of icons.svg. */
-export function icon(name) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("class", `glyph ${name}`);
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS(SVG, "use");
-  use.setAttribute("href", `/assets/icons.svg#${name}`);
-  svg.append(use);
-  return svg;
 }
 
 /** A button that shows an icon, and says in words what it does. */

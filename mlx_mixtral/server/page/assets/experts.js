@@ -1,6 +1,7 @@
 // The routing of an answer, made visible: which experts each layer chose for each token.
 
-import { count, el, icon, percent } from "./dom.js";
+import { count, el, percent } from "./dom.js";
+import { icon } from "./icons.js";
 import { Grid } from "./grid.js";
 import { Routes } from "./routes.js";
 
@@ -92,7 +93,7 @@ export class Experts {
     this.lead.textContent = routes?.length
       ? `${count(routes.length)} tokens, each through ${layers} layers, in each to ${each} of ${experts} experts.`
       : message && !message.tokens && message.state !== "answering"
-        ? "This answer came while this panel was closed. Answer again to see its routes."
+        ? "The routes of this answer were not kept."
         : `${nothing}. The model has ${layers} layers with ${experts} experts each.`;
     const label = `Routing grid of ${layers} layers by ${experts} experts`;
     this.canvas.setAttribute("aria-label", `${label}. Arrow keys read it, Enter colors the answer by a layer.`);
@@ -145,13 +146,14 @@ export class Experts {
       bar.style.setProperty("--share", chance.toFixed(3));
       return el(
         "div.option",
-        { "data-own": spelled.trim() === text.trim() },
+        { "data-own": String(spelled.trim() === text.trim()) },
         el("code", {}, visible(spelled)),
         bar,
         el("span", {}, likely(chance)),
       );
     });
-    const head = el("p.chosen", {}, el("code", {}, visible(text)), el("span", {}, `likelihood ${likely(chances[at])}`));
+    const chance = chances[at] === null ? null : el("span", {}, `likelihood ${likely(chances[at])}`);
+    const head = el("p.chosen", {}, el("code", {}, visible(text)), chance);
     return [head, el("div.options", { "aria-label": "Likeliest tokens here" }, ...rows)];
   }
 
@@ -171,8 +173,8 @@ export class Experts {
       ),
       figure(
         percent(kept),
-        ` by chance ${percent(1 / routes.experts)}`,
-        "repeat the last first choice",
+        "",
+        `repeat the first choice before (chance: ${percent(1 / routes.experts)})`,
         "Tokens whose first choice in a layer is that of the token before, mean of the layers",
       ),
     );

@@ -3,12 +3,13 @@
 // answer comes, of the last few) through the layers. Below, the load of each column; at the
 // right, how often a layer's first choice stayed the same from one token to the next.
 
-const LEFT = 30;
+const LEFT = 38;
 const RIGHT = 46;
 const TOP = 24;
 const BOTTOM = 44;
 const TRAIL = 5; // tokens whose threads are seen while an answer comes
-const FADE = 700; // milliseconds
+const FADE = 800; // milliseconds, of threads
+const GLOW = 320; // of cells
 
 export class Grid {
   /** `on` = {hover(layer, expert) or hover(null), select(layer or null)}. */
@@ -43,7 +44,7 @@ export class Grid {
   }
 
   pitch() {
-    return Math.max(8.5, Math.min(30, 430 / this.layers));
+    return Math.max(8.5, Math.min(36, 430 / this.layers));
   }
 
   /** Lights up what the last tokens chose. */
@@ -146,7 +147,8 @@ export class Grid {
     for (let layer = 0; layer < this.layers; layer += 1) {
       const own = layer === named;
       const near = named != null && Math.abs(layer - named) * this.pitch() < 12;
-      const shown = (layer % every === 0 && layer !== this.layers - 2) || layer === this.layers - 1;
+      const last = layer === this.layers - 1;
+      const shown = last || (layer % every === 0 && this.layers - 1 - layer >= every / 2);
       if (own || (shown && !near)) this.label(layer, LEFT - 9, this.place(layer, 0).y, own, "right");
     }
   }
@@ -162,8 +164,8 @@ export class Grid {
         const even = this.routes ? this.routes.each / this.experts : 1;
         this.fill(box, this.ink.cell, 1);
         const hue = layer === this.layer ? this.ink.experts[expert % 8] : this.ink.ember;
-        if (share) this.fill(box, hue, 0.06 + 0.88 * (1 - Math.exp((-0.55 * share) / even)));
-        const age = (now - this.heat[layer * this.experts + expert]) / FADE;
+        if (share) this.fill(box, hue, 0.05 + 0.92 * (1 - Math.exp(-0.36 * (share / even) ** 1.4)));
+        const age = (now - this.heat[layer * this.experts + expert]) / GLOW;
         if (age < 1 && !this.calm.matches) this.fill(box, this.ink.flame, 0.85 * (1 - age) ** 2);
         const pointed = this.cell?.layer === layer && this.cell.expert === expert;
         if (pointed) this.outline(box);
@@ -209,11 +211,11 @@ export class Grid {
     this.label("repeat", left + size / 2, TOP - 13);
     for (let layer = 0; layer < this.layers; layer += 1) {
       const { y, height } = this.place(layer, 0);
-      const length = this.routes ? Math.min(1, this.routes.kept(layer) * 2) * size : 0;
+      const length = this.routes ? this.routes.kept(layer) * size : 0;
       const thick = Math.min(6, height - 3);
       if (length) this.fill([left, y - thick / 2, Math.max(2, length), thick], this.ink.muted, 0.6);
     }
-    this.rule(left + (2 * size) / this.experts, TOP, null, TOP + this.layers * this.pitch());
+    this.rule(left + size / this.experts, TOP, null, TOP + this.layers * this.pitch());
   }
 
   rule(x, y, right, bottom) {

@@ -8,7 +8,8 @@ import {
   add, asJSON, asMarkdown, choose, fromJSON, newConversation, path, versions,
 } from "./conversation.js"; // prettier-ignore
 import { askKey, download, makeShortcuts, pickFile } from "./dialogs.js";
-import { byId, icon, say, toast } from "./dom.js";
+import { byId, say, toast } from "./dom.js";
+import { icon } from "./icons.js";
 import { listenToKeys } from "./keys.js";
 import { Link } from "./link.js";
 import { Panel } from "./panel.js";

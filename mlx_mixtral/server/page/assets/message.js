@@ -1,7 +1,8 @@
 // One message: its text, and what can be done with it.
 
 import { versions } from "./conversation.js";
-import { copy, count, el, icon, iconButton } from "./dom.js";
+import { copy, count, el, iconButton } from "./dom.js";
+import { icon } from "./icons.js";
 import { Rendered } from "./render.js";
 
 const ENDS = {

@@ -1,7 +1,8 @@
 // A tree of markdown.js as elements. Texts become text nodes, and nothing else: whatever a
 // model writes, nothing of it runs, and nothing is fetched.
 
-import { copy, el, icon } from "./dom.js";
+import { copy, el } from "./dom.js";
+import { icon } from "./icons.js";
 import { pieces } from "./highlight.js";
 import { parse } from "./markdown.js";
 

@@ -1,6 +1,7 @@
 // The list of conversations.
 
-import { byId, el, icon, iconButton } from "./dom.js";
+import { byId, el, iconButton } from "./dom.js";
+import { icon } from "./icons.js";
 import { openMenu } from "./menu.js";
 
 const DAY = 86_400_000;
@@ -11,9 +12,10 @@ export class Sidebar {
     this.box = byId("list");
     this.search = byId("search");
     this.search.addEventListener("input", () => this.show());
+    document.querySelector(".brand").prepend(icon("mark"));
     byId("new-chat").append(icon("plus"), "New chat");
     byId("new-chat").addEventListener("click", () => app.fresh());
-    byId("open-sidebar").append(icon("menu"));
+    byId("open-sidebar").append(icon("list"));
     byId("open-sidebar").addEventListener("click", () => this.slide(true));
     byId("close-sidebar").append(icon("close"));
     byId("close-sidebar").addEventListener("click", () => this.slide(false));

@@ -1,7 +1,8 @@
 // The messages of the conversation that is open.
 
 import { path } from "./conversation.js";
-import { byId, el, icon } from "./dom.js";
+import { byId, el } from "./dom.js";
+import { icon } from "./icons.js";
 import { MessageView } from "./message.js";
 
 const NEAR = 60; // pixels from the end that count as being there
