@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import quantization, random_weights, tiny_config, write_hf, write_mlx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_mixtral.config import read_config
@@ -191,6 +192,15 @@ def test_the_experts_told_are_those_of_the_text(mixture: Transformer) -> None:
         assert told[text].experts == want
 
 
+def test_a_model_without_experts_tells_of_none(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path, tiny_config(num_local_experts=0))
+    dense = load_model(folder, read_config(folder))
+    texts = texts_of(dense, [Sampling()], routing=True)
+    ((_, told),) = Pass(dense, [(texts[0], 3)]).told()
+    assert told.experts is None
+
+
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 95), min_size=1, max_size=20), st.integers(0, 3))
 def test_only_what_is_allowed_is_chosen(
     mixture: Transformer, allowed: list[int], first: int

@@ -290,6 +290,7 @@ def test_embeddings_are_mean_hidden_states(
         asyncio.run(one.embed([(1, 2), ()]))
     with pytest.raises(ContextError):
         asyncio.run(one.embed([tuple([3] * 1024)]))
+    assert asyncio.run(one.embed([])).shape == (0, 64)
 
 
 # --- prompts that begin alike
@@ -656,6 +657,8 @@ def test_any_schedule_ends_every_job_once_and_rightly(
             worker.step()
             assert worker.schedule.used <= room * STEP
             assert worker.prefixes.nbytes <= kept * STEP
+            taken = [r.text.cache.nbytes for r in worker.schedule.running if r.text]
+            assert sum(taken) <= worker.schedule.used
     while worker.step():
         pass
     assert (worker.schedule.used, worker._requests, worker._now) == (0, {}, None)

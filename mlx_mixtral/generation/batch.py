@@ -33,7 +33,7 @@ class Text:
         sampler: chooses the answer's; None: there is no answer, only ``pooled``.
         top: so many of the likeliest tokens are told with each.
         allowed: asked, once all ``tokens`` are known, what may come after them; None: anything.
-        routing: tell the experts.
+        routing: tell the experts, if there are any.
         pooled: sum of the hidden states [D] of what was read, where there is no sampler.
     """
 
@@ -111,7 +111,7 @@ class Pass:
             Part(count, text.cache.layers, last)
             for (text, count), last in zip(takes, asked, strict=True)
         ]
-        routing = any(text.routing for text, _ in takes)
+        routing = model.config.is_moe and any(text.routing for text, _ in takes)
         with ExitStack() as stack:
             records = stack.enter_context(recorded(model.model.layers)) if routing else []
             self._hidden = together(model, ids, parts)

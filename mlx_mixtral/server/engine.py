@@ -150,9 +150,8 @@ class Engine:
         finally:
             for request in requests:
                 request.ticket.cancel()
-        return np.stack(
-            [request.embedding for request in requests if request.embedding is not None]
-        )
+        found = [request.embedding for request in requests if request.embedding is not None]
+        return np.reshape(found, (len(found), self._lm.config.hidden_size)).astype(np.float32)
 
     def status(self) -> EngineStatus:
         """What the engine does now."""
