@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import socket
 
 import httpx2
@@ -41,11 +42,19 @@ def send(server, raw, seconds=0.3):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             wire.sendall(raw)
         wire.settimeout(seconds)
-        parts = []
+        reply = b""
         with contextlib.suppress(TimeoutError, ConnectionResetError):
             while part := wire.recv(65536):
-                parts.append(part)
-    return b"".join(parts)
+                reply += part
+                wire.settimeout(seconds if is_whole(reply) else 30)
+    return reply
+
+
+def is_whole(reply):
+    """Whether a reply that has begun has come to its end."""
+    head, end, rest = reply.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    return bool(end) and len(rest) >= (int(length[1]) if length else 0)
 
 
 def check_well(server, raw, reply):
