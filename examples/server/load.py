@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CLIENTS = (1, 2, 4, 8, 16)
 WORDS = ["violin", "horse", "river", "castle", "clock", "bread", "winter", "letter", "garden"]
 
 
@@ -163,7 +162,11 @@ async def lap(server: Server, clients: int, answers: int, tokens: int) -> Lap:
 
 
 async def compare(
-    model: str, answers: int, tokens: int, servers: list[Callable[[str], Server]]
+    model: str,
+    numbers: list[int],
+    answers: int,
+    tokens: int,
+    servers: list[Callable[[str], Server]],
 ) -> None:
     print(f"{'':14} {'clients':>7} {'tokens/s':>9} {'first token, p50':>17} {'p95':>8}")
     rates: dict[str, list[float]] = {}
@@ -172,7 +175,7 @@ async def compare(
         try:
             await server.ready()
             await lap(server, 2, 1, 8)
-            for clients in CLIENTS:
+            for clients in numbers:
                 done = await lap(server, clients, answers, tokens)
                 rates.setdefault(server.name, []).append(done.rate)
                 print(
@@ -185,7 +188,7 @@ async def compare(
     if len(rates) == 2:
         own, other = rates.values()
         ratios = [
-            f"{clients}: {a / b:.2f}" for clients, a, b in zip(CLIENTS, own, other, strict=True)
+            f"{clients}: {a / b:.2f}" for clients, a, b in zip(numbers, own, other, strict=True)
         ]
         print("ratio by clients: ", ", ".join(ratios))
 
@@ -293,6 +296,7 @@ async def health(server: Server) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--answers", type=int, default=4, help="of each client in a lap")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--alone", action="store_true", help="without mlx-lm's server")
@@ -302,7 +306,7 @@ def main() -> None:
         asyncio.run(soak(given.model, given.soak))
     else:
         servers = [ours] if given.alone else [ours, theirs]
-        asyncio.run(compare(given.model, given.answers, given.tokens, servers))
+        asyncio.run(compare(given.model, given.clients, given.answers, given.tokens, servers))
 
 
 if __name__ == "__main__":
