@@ -67,6 +67,7 @@ def load(
     context: int | None = None,
     kv: KVSettings | None = None,
     memory: str | int | None = None,
+    read_ahead: int = 0,
     force: bool = False,
     progress: Progress | None = None,
 ) -> LanguageModel:
@@ -82,6 +83,8 @@ def load(
         memory: what the model may take: bytes, "12GB" for all together, or "50%" of the experts.
             Those for which there is no room are read from disk when they are chosen; that gives
             the same answers later.
+        read_ahead: of such experts, how many to read a layer before they are chosen, on a guess.
+            Pays where reading takes about as long as computing, and not where it takes longer.
         force: load it whatever memory there is.
         progress: called with (bytes read, bytes in all) as layers arrive.
 
@@ -104,7 +107,7 @@ def load(
     if slots is None:
         model = _filled(tensors, own, compute, progress)
     else:
-        model, streaming = streamed_network(own, tensors, compute, slots, progress)
+        model, streaming = streamed_network(own, tensors, compute, slots, read_ahead, progress)
     temperature = _chat_temperature(folder)
     config, own_context = replace(own, max_position_embeddings=allowed), own.max_position_embeddings
     return LanguageModel(

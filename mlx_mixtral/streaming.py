@@ -33,9 +33,6 @@ from mlx_mixtral.network import (
 from mlx_mixtral.weights import Tensor, expected_shapes
 
 EXPERTS = ".block_sparse_moe.switch_mlp."
-AHEAD = 1
-"""Experts of the next layer that are read before it has chosen."""
-
 Tensors = Mapping[str, Tensor]
 
 
@@ -95,12 +92,15 @@ def streamed_network(
     tensors: Tensors,
     dtype: mx.Dtype,
     slots: Sequence[int],
+    read_ahead: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Transformer, Streaming]:
     """The network with all that its layers share in memory, and empty slots for experts.
 
     Args:
         slots: how many a layer.
+        read_ahead: experts of the next layer that are read before it has chosen, by what its
+            router makes of this layer's input.
         progress: called with (bytes read, bytes in all).
 
     Raises:
@@ -139,7 +139,7 @@ def streamed_network(
         layers.append(StreamedExperts(block.gate, module, experts, targets, stream))
         block.switch_mlp = layers[-1]
     for layer, following, block in zip(layers, layers[1:], blocks[1:], strict=False):
-        layer.next = following, block.gate, AHEAD
+        layer.next = (following, block.gate, read_ahead) if read_ahead else None
     files.check()
     return model, Streaming(tuple(slots), config.num_local_experts, stream)
 

@@ -94,7 +94,7 @@ def network(folder, slots):
     tensors = open_weights(folder, config)
     dtype = activation_dtype(tensors["model.norm.weight"].dtype)
     slots = [slots] * config.num_hidden_layers if isinstance(slots, int) else slots
-    return streamed_network(config, tensors, dtype, slots)
+    return streamed_network(config, tensors, dtype, slots, read_ahead=1)
 
 
 def said(model, prompt, speculate=False, count=24, **sampling):

@@ -22,7 +22,7 @@ from mlx_mixtral.cli.bench_options import (
     Turns,
     parse_contexts,
 )
-from mlx_mixtral.cli.options import ModelName
+from mlx_mixtral.cli.options import ModelName, ReadAhead
 from mlx_mixtral.cli.status import status_line
 from mlx_mixtral.errors import UsageError
 
@@ -40,6 +40,7 @@ def bench(
     contexts: ContextLengths = None,
     turns: Turns = 0,
     memory: BenchMemory = None,
+    read_ahead: ReadAhead = 0,
     shape: Shape = None,
     bits: Bits = None,
     group_size: GroupSize = None,
@@ -73,7 +74,7 @@ def bench(
     if plot:
         check_plot(plot)
     if shape is None:
-        report = _bench_folder(model, settings, plot is not None, memory)
+        report = _bench_folder(model, settings, plot is not None, memory, read_ahead)
     else:
         if turns:
             raise UsageError(f"--turns needs a model that can talk; --shape {shape} has no words")
@@ -104,7 +105,7 @@ def _tune(model: str | None, shape: str | None, forget: bool, as_json: bool) -> 
 
 
 def _bench_folder(
-    name: str | None, settings: "Settings", drawn: bool, memory: str | None
+    name: str | None, settings: "Settings", drawn: bool, memory: str | None, read_ahead: int
 ) -> "Report":
     """Everything is checked before the first load, which may take minutes."""
     from mlx_mixtral.catalog import default_name, resolve
@@ -126,7 +127,7 @@ def _bench_folder(
         with status_line() as tell:
             return measure(subject, settings, tell, loads)
     longest = max(settings.prompt, *settings.contexts, 0) + settings.generate
-    subject = loaded(lambda: load_model(name, context=longest, memory=memory))
+    subject = loaded(lambda: load_model(name, None, longest, memory=memory, read_ahead=read_ahead))
     with status_line() as tell:
         # A larger probe would not leave the model the memory that it was given.
         return measure(subject, settings, tell, loads, lambda: measure_bandwidth(SMALLEST_PROBE))

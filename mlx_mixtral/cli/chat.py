@@ -14,6 +14,7 @@ from mlx_mixtral.cli.options import (
     Memory,
     ModelName,
     PromptCacheFile,
+    ReadAhead,
     SystemPrompt,
     takes_sampling,
 )
@@ -29,6 +30,7 @@ def chat(
     kv_bits: KVBits = None,
     kv_window: KVWindow = None,
     memory: Memory = None,
+    read_ahead: ReadAhead = 0,
     prompt_cache: PromptCacheFile = None,
     force: Force = False,
     no_markdown: Annotated[
@@ -54,7 +56,7 @@ def chat(
     settings = check_kept(kv_bits, kv_window, prompt_cache)
     with keys_unechoed():
         draft_lm = load_model(draft, force=force) if draft else None
-        lm = load_model(model, settings, context, force, memory)
+        lm = load_model(model, settings, context, force, memory, read_ahead)
         from mlx_mixtral.chat import Chat
     kv = {"kv_bits": kv_bits, "kv_window": kv_window}
     talk = Chat(lm, system=system, **kv, draft=draft_lm, **sampling)

@@ -20,6 +20,7 @@ from mlx_mixtral.cli.options import (
     Memory,
     ModelName,
     PromptCacheFile,
+    ReadAhead,
     SystemPrompt,
     takes_sampling,
 )
@@ -57,6 +58,7 @@ def generate(
     kv_bits: KVBits = None,
     kv_window: KVWindow = None,
     memory: Memory = None,
+    read_ahead: ReadAhead = 0,
     prompt_cache: PromptCacheFile = None,
     force: Force = False,
 ) -> None:
@@ -73,7 +75,7 @@ def generate(
     text = _prompt(prompt)
     messages = _messages(text.rstrip("\n"), system)
     draft_lm = load_model(draft, force=force) if draft else None
-    lm = load_model(model, kv, context, force, memory)
+    lm = load_model(model, kv, context, force, memory, read_ahead)
     ids = lm.tokenizer.encode(text, bos=True) if raw else lm.template.encode(messages)
     from mlx_mixtral.generation.draft import DraftModel
     from mlx_mixtral.generation.sampling import Sampling

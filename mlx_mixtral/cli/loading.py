@@ -21,6 +21,7 @@ def load_model(
     context: int | None = None,
     force: bool = False,
     memory: str | None = None,
+    read_ahead: int = 0,
 ) -> "LanguageModel":
     """The model of this name, else the one installed last, else the demo."""
     from mlx_mixtral.catalog import DEMO, default_name
@@ -32,4 +33,12 @@ def load_model(
     with progress_bar(f"loading {name}") as advance:
         from mlx_mixtral import load
 
-        return load(name, kv=kv, context=context, memory=memory, force=force, progress=advance)
+        return load(
+            name,
+            kv=kv,
+            context=context,
+            memory=memory,
+            read_ahead=read_ahead,
+            force=force,
+            progress=advance,
+        )

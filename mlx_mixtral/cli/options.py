@@ -67,6 +67,15 @@ Memory = Annotated[
         "read from disk when they are chosen.",
     ),
 ]
+ReadAhead = Annotated[
+    int,
+    typer.Option(
+        "--read-ahead",
+        metavar="N",
+        min=0,
+        help="With --memory: experts of each layer to read on a guess, before they are chosen.",
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Load the model also where memory seems too little.")
 ]
