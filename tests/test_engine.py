@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -308,6 +309,33 @@ def test_a_conversation_is_continued(lm: LanguageModel, engine: Callable[..., En
     assert said(again) == alone(lm, longer)
     assert said(other) == alone(lm, branch)
     assert one.status().cached_tokens == 199
+
+
+def test_prefixes_are_kept_from_run_to_run(
+    lm: LanguageModel, engine: Callable[..., Engine], tmp_path: Path, caplog: Any
+) -> None:
+    folder = tmp_path / "prefixes"
+    options = {"prefix_bytes": 3 * STEP, "prefix_folder": folder}
+    first = engine(**options)
+    texts = [[n, *range(10, 110)] for n in (5, 6)]
+    _, before = answers(first, [job(text, 20) for text in texts])
+    first.stop(drain=True)
+    assert len(list(folder.iterdir())) == 2
+    (folder / "damaged.prefix.kv").write_bytes(b"?")
+    second = engine(**options)
+    longer = job([*texts[1], *said(before)[1], 7, 8], 20)
+    (events,) = answers(second, [longer])
+    assert done(events).cached_tokens == 120
+    assert said(events) == alone(lm, longer)
+    second.stop(drain=False)  # in a hurry nothing is written
+    assert len(list(folder.iterdir())) == 3
+    third = engine(**options)
+    answers(third, [longer])
+    third.stop(drain=True)
+    assert len(list(folder.iterdir())) == 3  # the other, the longer one, and what is not ours
+    assert "damaged.prefix.kv" in caplog.text
+    with pytest.raises(UsageError, match="cannot be made"):
+        Engine(lm, prefix_folder=folder / "damaged.prefix.kv" / "x")
 
 
 def test_alike_prompts_are_read_once(lm: LanguageModel, engine: Callable[..., Engine]) -> None:

@@ -9,6 +9,7 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ from mlx_mixtral.errors import ContextError, MixtralError
 from mlx_mixtral.generation import kv as kept
 from mlx_mixtral.generation.batch import Pass, Text
 from mlx_mixtral.generation.kv import KVSettings
-from mlx_mixtral.generation.kv_file import activations
+from mlx_mixtral.generation.kv_file import Owner, activations
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler, Sampling
 from mlx_mixtral.generation.text import longest_answer
 from mlx_mixtral.server.jobs import Busy, Done, EngineStatus, Job
+from mlx_mixtral.server.prefix_folder import PrefixFolder
 from mlx_mixtral.server.prefixes import Prefixes
 from mlx_mixtral.server.requests import Request, one_line
 from mlx_mixtral.server.schedule import Schedule, Stride
@@ -62,6 +64,7 @@ class Engine:
         waiting: int = 64,
         kv_bytes: int | None = None,
         prefix_bytes: int = 0,
+        prefix_folder: Path | None = None,
         stall_s: float = 0.25,
         calm_s: float = 1.0,
     ) -> None:
@@ -74,6 +77,7 @@ class Engine:
                 worth. A job that names no ``max_tokens`` gets an equal share of them.
             prefix_bytes: of keys and values kept of jobs that are over, for prompts that begin
                 alike.
+            prefix_folder: where they are kept from a run that ends (drained) to the next one.
             stall_s: seconds that answers may stand still because prompts are read; as far as
                 reading a few tokens does not take longer.
             calm_s: the same while no answer is given: so long a new job may wait.
@@ -83,6 +87,11 @@ class Engine:
         limit = kv_bytes or self._bytes_of(lm.config.max_position_embeddings)
         self._schedule: Schedule[Request] = Schedule(running, limit)
         self._prefixes = Prefixes(prefix_bytes)
+        self._folder = (
+            PrefixFolder(prefix_folder, lm.config, self._kv, Owner.of(lm))
+            if prefix_folder
+            else None
+        )
         stride = Stride(stall_s, calm_s)
         self._worker = Worker(lm, self._kv, self._schedule, self._prefixes, stride)
         self._wake = threading.Condition()
@@ -228,9 +237,13 @@ class Engine:
         try:
             if not self._ready.is_set():
                 self._warm_up()
+                for cache in self._folder.read() if self._folder else ():
+                    self._prefixes.keep(cache)
                 self._accepting = True
                 self._ready.set()
             self._serve()
+            if self._folder and not self._hurry:
+                self._folder.write(self._prefixes.kept)
         except BaseException as error:
             log.critical("the engine's thread failed", exc_info=error)
             if self._ready.is_set():

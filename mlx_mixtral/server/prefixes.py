@@ -26,6 +26,11 @@ class Prefixes:
         """Bytes of keys and values, unused places included."""
         return sum(cache.nbytes for cache in list(self._kept))
 
+    @property
+    def kept(self) -> tuple[PromptCache, ...]:
+        """What is kept, the last used last."""
+        return tuple(self._kept)
+
     def keep(self, cache: PromptCache) -> None:
         """Take over the cache of a text that is settled."""
         if not cache.tokens or cache.nbytes > self.limit:
