@@ -34,7 +34,7 @@ def lines_for_one(
         cells = f"{e.name:<11}{size(e.disk):>9}{size(e.resident):>10}{size(e.need):>10}"
         lines.append(f"{cells}   {_verdict(e):<19}{speed(e) if e.possible else '-'}".rstrip())
     lines += ["", *_raising(mac, estimates), *_advice(subject, mac, estimates)]
-    return [*lines, "", *_wrapped(SPEEDS)]
+    return [*lines, "", *_wrapped(SPEEDS), *_from_disk(mac, estimates)]
 
 
 def lines_for_many(
@@ -125,10 +125,28 @@ def _advice(subject: "Subject", mac: "Mac", estimates: "Sequence[Estimate]") -> 
     return _wrapped(f"{text}, the best that fits; --fit {room / 1e9 - 0.05:.1f}GB uses all room.")
 
 
+def _from_disk(mac: "Mac", estimates: "Sequence[Estimate]") -> list[str]:
+    """What does not fit, with experts read from the SSD."""
+    rows = [
+        f"{e.name:<11}{e.from_disk.experts:>8.1f} experts a layer in memory"
+        f"{'{:.2g} to {:.2g}'.format(*e.from_disk.tokens_a_second):>16} tokens a second"
+        for e in estimates
+        if e.from_disk and not e.fits
+    ]
+    if not rows:
+        return []
+    option = f"--memory {mac.gpu_limit // 10**8 / 10:g}GB"
+    text = (
+        f"What does not fit can run with experts read from the SSD ({option}). How fast is a "
+        "projection from this program's hit rates, published ones, and SSDs' published speeds:"
+    )
+    return ["", *_wrapped(text), "", *rows]
+
+
 def _too_large(subject: "Subject", mac: "Mac") -> str:
     text = f"No form of {subject.name} fits a Mac with {mac.gigabytes} GB"
     if subject.config.is_moe:
-        return f"{text}: take Mistral 7B (mixtral-mlx plan 7b-instruct)."
+        return f"{text} whole: take Mistral 7B (mixtral-mlx plan 7b-instruct), or see below."
     return f"{text} at this context: give a smaller --context."
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from mlx_mixtral.budget import PROGRAM
 from mlx_mixtral.config import ModelConfig
 from mlx_mixtral.generation.kv import STEP, KVSettings, kv_bytes
 from mlx_mixtral.lab.chips import Mac
+from mlx_mixtral.lab.projection import FromDisk, from_disk
 from mlx_mixtral.lab.roofline import Traffic, traffic_of
 from mlx_mixtral.lab.speed import pace
 from mlx_mixtral.memory import activation_bytes, raised_limit_mb
@@ -89,6 +91,7 @@ class Estimate:
             fits without, or not at all.
         tokens_a_second: from a full context to an empty one, at the slowest and the fastest
             that ``lab.speed`` takes from others' reports.
+        from_disk: where it does not fit, what reading experts from the SSD might come to.
     """
 
     name: str
@@ -99,6 +102,7 @@ class Estimate:
     gpu_limit: int
     wired_limit_mb: int | None
     tokens_a_second: tuple[float, float]
+    from_disk: FromDisk | None = None
 
     @property
     def need(self) -> int:
@@ -128,6 +132,22 @@ def estimate(name: str, stored: Tensors, config: ModelConfig, use: Use, mac: Mac
     a_token = kv_bytes(config, STEP, use.kv, dtype) / STEP
     seen = min(use.context, use.kv.window or use.context, config.sliding_window or use.context)
     need = weights.resident + kv + work
+    speed = pace(config.is_moe).tokens_a_second(
+        config.num_hidden_layers,
+        mac.chip.bandwidth,
+        weights.read.total,
+        weights.read.total + a_token * seen,
+    )
+    streamed = None
+    if config.is_moe and need > mac.gpu_limit:
+        layers, experts, k = (
+            config.num_hidden_layers,
+            config.num_local_experts,
+            config.num_experts_per_tok,
+        )
+        each = weights.read.experts // (k * layers)
+        room = mac.gpu_limit - need + each * layers * experts - PROGRAM
+        streamed = from_disk(mac, room, each, layers, experts, k, speed)
     return Estimate(
         name,
         weights.disk,
@@ -136,12 +156,8 @@ def estimate(name: str, stored: Tensors, config: ModelConfig, use: Use, mac: Mac
         work,
         mac.gpu_limit,
         None if need <= mac.gpu_limit else raised_limit_mb(need, mac.memory),
-        pace(config.is_moe).tokens_a_second(
-            config.num_hidden_layers,
-            mac.chip.bandwidth,
-            weights.read.total,
-            weights.read.total + a_token * seen,
-        ),
+        speed,
+        streamed,
     )
 
 
