@@ -18,6 +18,8 @@ from mlx_mixtral.tokenizer import Tokenizer
 
 SCHEMA_BYTES = 64 << 10
 SCHEMA_DEPTH = 64
+LARGEST_INTEGER = 10**15 - 1
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # About 0.1 s for a schema and 10 ms for a token at most; usual ones take a hundredth of that.
 _LIMITS = LLParserLimits(
@@ -98,12 +100,38 @@ def json_rule(schema: Mapping[str, Any] | bool) -> str:
         raise UsageError(f"the schema is nested more than {SCHEMA_DEPTH} levels deep")
     if "x-guidance" in wanted:
         raise UsageError("the schema has an x-guidance, which cannot be honoured: leave it out")
-    return f"%json {json.dumps({**wanted, 'x-guidance': _FORM})}"
+    return f"%json {json.dumps({**_bounded(wanted), 'x-guidance': _FORM})}"
 
 
 def json_grammar(schema: Mapping[str, Any] | bool) -> str:
     """The answer is JSON that keeps to ``schema``, after a space perhaps."""
     return f"start: SPACE? answer\nSPACE: / /\nanswer: {json_rule(schema)}\n"
+
+
+def _bounded(schema: Any) -> Any:
+    """The schema with integers of 15 digits, unless it asks for larger ones itself.
+
+    A model may write digits for ever, and JSON's readers lose those of longer numbers.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    kind = schema.get("type")
+    asked = [schema[key] for key in _BOUNDS if isinstance(schema.get(key), int | float)]
+    usual = all(abs(bound) < LARGEST_INTEGER for bound in asked)
+    whole = kind == "integer" or (isinstance(kind, list) and "integer" in kind)
+    added = {"minimum": -LARGEST_INTEGER, "maximum": LARGEST_INTEGER} if whole and usual else {}
+    return added | {key: _bounded_under(key, value) for key, value in schema.items()}
+
+
+def _bounded_under(key: str, value: Any) -> Any:
+    """What stands at a keyword of a schema."""
+    if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(
+        value, Mapping
+    ):
+        return {name: _bounded(inner) for name, inner in value.items()}
+    if key in ("anyOf", "allOf", "oneOf", "prefixItems") and isinstance(value, list):
+        return [_bounded(inner) for inner in value]
+    return _bounded(value) if key in ("items", "additionalProperties") else value
 
 
 class _Vocabulary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from contextlib import suppress
 
@@ -90,6 +91,30 @@ def test_json_is_written_on_one_line(demo, grammars):
     spaces = [i for i in range(4096) if demo.tokenizer.bytes_of(i).isspace()]
     text = said(demo, kept, lambda options: ([i for i in options if i in spaces] or options)[0], 60)
     assert text is None or "  " not in text
+
+
+def test_integers_come_to_an_end(demo, grammars):
+    """Greedy, a small model writes digits until the context is full."""
+    number = {"type": ["integer", "null"]}
+    wanted = {
+        "type": "object",
+        "properties": {"type": {"$ref": "#/$defs/n"}, "items": {"type": "array", "items": number}},
+        "required": ["type"],
+        "additionalProperties": False,
+        "$defs": {"n": {"anyOf": [{"type": "integer", "minimum": 5}]}},
+    }
+    nine, end = (demo.tokenizer.encode(text)[-1] for text in "9}")
+
+    def choose(options):
+        return next((token for token in (nine, end) if token in options), options[-1])
+
+    kept = keeper(grammars.compiled(json_grammar(wanted)))
+    text = said(demo, kept, choose, 60)
+    assert re.match(r'\{"type": 9{15}}', text.lstrip())
+    check_valid(text, wanted)
+    large = {"type": "integer", "minimum": 10**16}
+    text = said(demo, keeper(grammars.compiled(json_grammar(large))), hasty(demo, 1))
+    check_valid(text, large)
 
 
 def test_a_token_that_breaks_the_grammar_is_refused(demo, grammars):
