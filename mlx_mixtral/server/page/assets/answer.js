@@ -100,7 +100,7 @@ export class Answer {
 
   takeTokens(routing, logprobs) {
     const { tokens, content } = this.message;
-    if (!tokens || !routing[0]?.length) return;
+    if (!tokens || !routing.every((layers) => layers?.length)) return;
     routing.forEach((layers, n) => {
       tokens.each = layers[0].length;
       tokens.routes.push(...layers.flat());

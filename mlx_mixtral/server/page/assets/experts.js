@@ -91,7 +91,7 @@ export class Experts {
     const each = routes?.each ?? 2;
     const nothing = message?.state === "answering" ? "Waiting for the first token" : "No routes to show yet";
     this.lead.textContent = routes?.length
-      ? `${count(routes.length)} tokens, each through ${layers} layers, in each to ${each} of ${experts} experts.`
+      ? `${count(routes.length)} tokens, each written by ${each} of ${experts} experts in every one of ${layers} layers.`
       : message && !message.tokens && message.state !== "answering"
         ? "The routes of this answer were not kept."
         : `${nothing}. The model has ${layers} layers with ${experts} experts each.`;
@@ -180,7 +180,7 @@ export class Experts {
     );
   }
 
-  /** The pointer is on a cell of the grid: its figures, and the words that went there. */
+  /** The pointer is on a cell of the grid: its figures, and the words that its expert worked on. */
   hover(cell) {
     const { routes, view } = this;
     view?.node.classList.toggle("lit-some", Boolean(cell && cell.expert !== null && routes));
@@ -300,10 +300,10 @@ function explanation() {
     el(
       "p",
       {},
-      "In every layer of a mixture of experts, a small router sends each token to two of the layer’s " +
+      "For every token that is written, a small router in each layer chooses two of the layer’s " +
         "experts, and only those compute. A row here is a layer, a column an expert; a cell is the " +
-        "brighter the more tokens of this answer went there. Expert 3 of one layer has nothing to do " +
-        "with expert 3 of another.",
+        "brighter the more tokens of this answer its expert worked on. Expert 3 of one layer has " +
+        "nothing to do with expert 3 of another.",
     ),
     el(
       "p",

@@ -1,5 +1,5 @@
 // The picture of the routing: a row a layer, a column an expert. The glow of a cell is the share
-// of the answer's tokens that went there; the threads are the way of one token (and, while an
+// of the answer's tokens that its expert worked on; the threads are the way of one token (and, while an
 // answer comes, of the last few) through the layers. Below, the load of each column; at the
 // right, how often a layer's first choice stayed the same from one token to the next.
 

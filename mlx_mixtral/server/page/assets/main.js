@@ -283,6 +283,7 @@ class App {
     if (stats?.prompt) this.used = stats.prompt + stats.tokens;
     else if (id) {
       const shown = messages.map(({ role, content }) => ({ role, content }));
+      if (shown.at(-1).role === "assistant") shown.at(-1).prefix = true;
       if (system?.trim()) shown.unshift({ role: "system", content: system });
       try {
         this.used = (await post("/v1/tokenize", { messages: shown })).count;

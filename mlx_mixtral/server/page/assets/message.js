@@ -50,7 +50,8 @@ export class MessageView {
       this.body.replaceChildren(el("div.bubble", {}, message.content));
       return;
     }
-    const routed = this.app.panel.showsExperts && message.tokens ? message.tokens : null;
+    const { tokens } = message;
+    const routed = this.app.panel.showsExperts && tokens?.starts.length ? tokens : null;
     this.node.classList.toggle("routed", Boolean(routed));
     this.rendered.update(message.content, routed);
     this.app.panel.painted(this);
