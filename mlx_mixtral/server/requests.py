@@ -68,12 +68,12 @@ class Request:
         """Why the answer is over, if it is."""
         return self._said.reason if self._said else None
 
-    def begin(self, cache: PromptCache, tokenizer: Tokenizer) -> None:
+    def begin(self, cache: PromptCache, tokenizer: Tokenizer) -> Text:
         """Continue what the cache holds of the prompt."""
         self._began, self.cached = perf_counter(), len(cache.tokens)
         if self.job is None:
             self.text = Text(cache, self.prompt, None)
-            return
+            return self.text
         self._said = AnswerText(tokenizer, self.job.sampling, self.most)
         self.text = Text(
             cache,
@@ -83,6 +83,7 @@ class Request:
             allowed=self._allowed if self.job.grammar else None,
             routing=self.job.routing,
         )
+        return self.text
 
     def take(self, told: Told) -> bool:
         """The token chosen next; whether it is one of the answer, and not its end."""

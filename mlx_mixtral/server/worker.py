@@ -99,28 +99,30 @@ class Worker:
 
     def _start(self, request: Request) -> None:
         """Have a request begin with what is known of its prompt, or wait for more of that."""
-        others = [r for r in self.schedule.running if r.text and r is not request]
-        live = [r.text.cache for r in others if r.text]
-        for other in others:
-            if other.text:
-                other.text.cache.settle(other.text.tokens)
-        known = self.prefixes.known(request.prompt, live) if request.job else 0
-        for other in others:
-            if request.job and other.unread:
-                promised = shared_tokens(request.prompt, other.prompt)
-                if promised >= known + WORTH_WAITING:
+        cache = None
+        if request.job:  # an embedding needs the hidden states of all tokens
+            live = self._settled()
+            known = self.prefixes.known(request.prompt, live)
+            for other in self.schedule.running:
+                shared = shared_tokens(request.prompt, other.prompt) if other.unread else 0
+                if shared >= known + WORTH_WAITING:
                     request.after = other
                     return
-        cache = self.prefixes.lend(request.prompt, live) if request.job else None
-        request.begin(cache or PromptCache(self._lm.config, self._kv), self._lm.tokenizer)
-        if request.text:
-            self._requests[request.text] = request
+            cache = self.prefixes.lend(request.prompt, live)
+        text = request.begin(cache or PromptCache(self._lm.config, self._kv), self._lm.tokenizer)
+        self._requests[text] = request
         self.counts["cached"] += request.cached
+
+    def _settled(self) -> list[PromptCache]:
+        """The caches of all that runs, aware of what they hold; no pass may be under way."""
+        for text in self._requests:
+            text.cache.settle(text.tokens)
+        return [text.cache for text in self._requests]
 
     def _end(self, request: Request, reason: str, message: str = "", keep: bool = True) -> None:
         self.schedule.remove(request)
         if text := request.text:
-            del self._requests[text]
+            self._requests.pop(text, None)
             if keep and request.job:
                 text.cache.settle(text.tokens)
                 self.prefixes.keep(text.cache)
