@@ -18,7 +18,7 @@ from mlx_mixtral.generation.text import answer, collect
 
 model, *lengths = sys.argv[1:]
 wanted: dict[tuple[int, str], list[tuple[int | None, float]]] = {}
-for memory in ("100%", "75%", "50%", "1%"):
+for memory in ("100%", "50%", "1%", "75%"):
     lm = load(model, context=4096, memory=memory)
     for length in [int(n) for n in lengths] or [20, 4000]:
         words = random.Random(length)

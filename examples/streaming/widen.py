@@ -18,6 +18,8 @@ from mlx_mixtral.catalog import resolve
 from mlx_mixtral.config import read_config
 from mlx_mixtral.weights import open_weights
 
+KINDS = ("weight", "scales", "biases")
+
 out, width = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 14336
 demo = resolve("demo")
 config, tensors, found = read_config(demo), open_weights(demo, read_config(demo)), {}
@@ -26,7 +28,7 @@ for name, tensor in tensors.items():
     if f"{path}.scales" not in tensors:
         found[name] = tensor.read()
     elif kind == "weight":
-        parts = [tensors[f"{path}.{part}"].read() for part in ("weight", "scales", "biases")]
+        parts = [tensors[f"{path}.{part}"].read() for part in KINDS]
         values = mx.dequantize(*parts, 64, 6)
         if "switch_mlp" in path:
             axis = 2 if "down_proj" in path else 1
@@ -34,7 +36,7 @@ for name, tensor in tensors.items():
             shape[axis] = width - shape[axis]
             values = mx.concatenate([values, mx.zeros(shape, values.dtype)], axis=axis)
         packed = mx.quantize(values, 64, 4)
-        found |= {f"{path}.{part}": a for part, a in zip(("weight", "scales", "biases"), packed)}
+        found |= {f"{path}.{part}": a for part, a in zip(KINDS, packed, strict=True)}
 out.mkdir(parents=True, exist_ok=True)
 for file in demo.glob("*.json"):
     shutil.copy(file, out)

@@ -1,0 +1,64 @@
+"""What experts from disk cost in speed, and what bounds it.
+
+    python examples/streaming/widen.py wide
+    python examples/streaming/speed.py wide questions
+    python examples/streaming/speed.py wide copy
+
+Answers to a few questions with all experts in memory, and with some, in turns; then one that
+repeats a text, with and without speculation. Medians of the rounds.
+"""
+
+import statistics
+import sys
+from collections import defaultdict
+
+from mlx_mixtral import load
+from mlx_mixtral.experts.policy import Streamed
+from mlx_mixtral.generation.prompt_cache import PromptCache
+from mlx_mixtral.generation.sampling import Sampling
+from mlx_mixtral.generation.text import answer
+from mlx_mixtral.loading import LanguageModel
+
+ROUNDS, TOKENS = 3, 24
+QUESTIONS = ["Tell me a story about a dog.", "Write a short story about a frog."]
+COPY = "Copy this text: Once upon a time, there was a girl named Anna. She had a blue boat. "
+COPY += "One day she went to the sea. The boat was small but the sea was calm."
+SIDES = [("100%", 0), ("50%", 0), ("50%", 1), ("25%", 0)]
+
+
+def run(lm: LanguageModel, questions: list[str], speculate: bool) -> tuple[float, Streamed | None]:
+    """Tokens a second, and how streaming went."""
+    tokens = seconds = 0.0
+    counters = lm.streaming.stream.counters if lm.streaming else None
+    before = counters.copy() if counters else None
+    for question in questions:
+        ids = lm.template.encode([{"role": "user", "content": question}])
+        how = Sampling.of(max_tokens=TOKENS, speculate=speculate)
+        *_, last = answer(lm, ids, how, PromptCache(lm.config))
+        tokens += last.stats.completion_tokens
+        seconds += last.stats.completion_tokens / last.stats.generation_tps
+    layers = lm.config.num_hidden_layers
+    return tokens / seconds, counters.since(before).told(layers) if counters else None
+
+
+models = {
+    side: load(sys.argv[1], context=512, memory=side[0], read_ahead=side[1]) for side in SIDES
+}
+for name, questions, hows in (("questions", QUESTIONS, [False]), ("a copy", [COPY], [False, True])):
+    found = defaultdict(list)
+    for _ in range(ROUNDS):
+        for side, lm in models.items():
+            for speculate in hows:
+                found[side, speculate].append(run(lm, questions, speculate))
+    whole = statistics.median(speed for speed, _ in found[SIDES[0], False])
+    for (side, speculate), runs in found.items():
+        speed = statistics.median(speed for speed, _ in runs)
+        line = (
+            f"{name:<10}{side[0]:>5} in memory, read ahead {side[1]}, speculation {speculate!s:<5}"
+        )
+        line += f"{speed:7.1f} tok/s, {speed / whole:4.0%}, {1000 / speed:4.0f} ms a token"
+        if told := runs[-1][1]:
+            line += f", {1000 * told.waiting_s:3.0f} waiting; {told.hit_rate:.0%} hits, "
+            line += f"{told.bytes_a_token / 1e6:.1f} MB a token, {told.wasted:.0%} wasted"
+            line += f", {told.disk_rate / 1e6:.0f} MB/s"
+        print(line, flush=True)
