@@ -5,6 +5,7 @@
 # make bench   this program against mlx-lm in one run: with a GPU that has room for it the full
 #              shape of 8x7B, of random weights, else the demo; BENCH="..." asks for something else
 # make quality what quantizing costs: every effort and mlx-lm in 4, 3 and 2 bits, minutes
+# make routing which experts the demo's router chooses: policies of what to keep, and foresight
 # make bench-convert SOURCE=folder    the same for converting; a 16-bit checkpoint is needed
 
 VENV := .venv
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 # The first of these that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14,$(shell $(p) -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print("$(p)")' 2>/dev/null)))
 
-.PHONY: chat test check fuzz bench quality bench-convert format clean
+.PHONY: chat test check fuzz bench quality routing bench-convert format clean
 
 chat: $(VENV)/ready
 	@$(BIN)/mixtral-mlx chat demo
@@ -33,6 +34,9 @@ bench: $(VENV)/ready
 
 quality: $(VENV)/ready
 	@$(BIN)/python examples/demo_model/quality_table.py
+
+routing: $(VENV)/ready
+	@$(BIN)/python examples/streaming/policies.py
 
 bench-convert: $(VENV)/ready
 	@$(BIN)/python -m convert.bench $(SOURCE)

@@ -141,6 +141,7 @@ def streamed_network(
     for layer, following, block in zip(layers, layers[1:], blocks[1:], strict=False):
         layer.next = (following, block.gate, read_ahead) if read_ahead else None
     files.check()
+    model.waits = True
     return model, Streaming(tuple(slots), config.num_local_experts, stream)
 
 

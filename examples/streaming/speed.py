@@ -19,7 +19,7 @@ from mlx_mixtral.generation.sampling import Sampling
 from mlx_mixtral.generation.text import answer
 from mlx_mixtral.loading import LanguageModel
 
-ROUNDS, TOKENS = 3, 24
+ROUNDS, TOKENS = 2, 24
 QUESTIONS = ["Tell me a story about a dog.", "Write a short story about a frog."]
 COPY = "Copy this text: Once upon a time, there was a girl named Anna. She had a blue boat. "
 COPY += "One day she went to the sea. The boat was small but the sea was calm."
@@ -44,21 +44,19 @@ def run(lm: LanguageModel, questions: list[str], speculate: bool) -> tuple[float
 models = {
     side: load(sys.argv[1], context=512, memory=side[0], read_ahead=side[1]) for side in SIDES
 }
-for name, questions, hows in (("questions", QUESTIONS, [False]), ("a copy", [COPY], [False, True])):
-    found = defaultdict(list)
-    for _ in range(ROUNDS):
-        for side, lm in models.items():
-            for speculate in hows:
-                found[side, speculate].append(run(lm, questions, speculate))
-    whole = statistics.median(speed for speed, _ in found[SIDES[0], False])
-    for (side, speculate), runs in found.items():
-        speed = statistics.median(speed for speed, _ in runs)
-        line = (
-            f"{name:<10}{side[0]:>5} in memory, read ahead {side[1]}, speculation {speculate!s:<5}"
-        )
-        line += f"{speed:7.1f} tok/s, {speed / whole:4.0%}, {1000 / speed:4.0f} ms a token"
-        if told := runs[-1][1]:
-            line += f", {1000 * told.waiting_s:3.0f} waiting; {told.hit_rate:.0%} hits, "
-            line += f"{told.bytes_a_token / 1e6:.1f} MB a token, {told.wasted:.0%} wasted"
-            line += f", {told.disk_rate / 1e6:.0f} MB/s"
-        print(line, flush=True)
+copy = sys.argv[2] == "copy"
+questions, found = [COPY] if copy else QUESTIONS, defaultdict(list)
+for _ in range(ROUNDS):
+    for side, lm in models.items():
+        for speculate in (False, True) if copy else (False,):
+            found[side, speculate].append(run(lm, questions, speculate))
+whole = statistics.median(speed for speed, _ in found[SIDES[0], False])
+for (side, speculate), runs in found.items():
+    speed = statistics.median(speed for speed, _ in runs)
+    line = f"{side[0]:>5} in memory, {side[1]} ahead, speculation {speculate!s:<6}"
+    line += f"{speed:5.1f} tok/s, {speed / whole:4.0%}, {1000 / speed:4.0f} ms a token"
+    if told := runs[-1][1]:
+        line += f", {1000 * told.waiting_s:3.0f} of them waiting; {told.hit_rate:.0%} hits, "
+        line += f"{told.bytes_a_token / 1e6:.1f} MB a token, {told.wasted:.0%} wasted"
+        line += f", {told.disk_rate / 1e6:.0f} MB/s"
+    print(line, flush=True)

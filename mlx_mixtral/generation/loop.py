@@ -120,6 +120,15 @@ class _Decoding:
                 # Where the draft went wrong, and so what comes next, has to be waited for.
                 told = self._verified(now, now.draft.size)
                 after = self._next(mx.array([told[-1].token], mx.uint32), known=True)
+            elif self._model.waits:
+                # Nothing would be under way meanwhile, and the token is known a pass sooner.
+                told = now.wait()
+                yield from told
+                if self._speculator:
+                    self._speculator.extend([told[0].token])
+                now = self._next(now.tokens, known=True)
+                self._stepped(alone=now is not None and now.draft is None)
+                continue
             else:
                 # It waits for its token on the device, and the host for neither of the two.
                 after = self._next(now.tokens, known=False)

@@ -72,11 +72,16 @@ class Transformer(nn.Module):
     Args:
         config: the shapes.
         experts: the experts of layer n, for each n.
+
+    Attributes:
+        waits: whether a pass is computed while it is being asked for, as where experts have to be
+            read, and not after.
     """
 
     def __init__(self, config: ModelConfig, experts: Callable[[int], Experts] | None) -> None:
         super().__init__()
         self.config = config
+        self.waits = False
         self.model = Layers(config, experts)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
