@@ -516,6 +516,20 @@ def test_a_reader_that_is_gone_holds_up_nobody(
     assert done(asyncio.run(events_of(ticket))).reason == "stop"
 
 
+def test_an_event_that_comes_as_the_reader_begins_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticket = Ticket()
+    look, last = ticket._take, [Done("stop")]
+
+    def look_and_miss() -> Event | None:
+        seen = look()
+        if last:
+            ticket.put(last.pop())
+        return seen
+
+    monkeypatch.setattr(ticket, "_take", look_and_miss)
+    assert asyncio.run(asyncio.wait_for(events_of(ticket), 20)) == [Done("stop")]
+
+
 # --- the end of it all
 
 
