@@ -35,8 +35,8 @@ ARROWS = {
     "generation": "experts shards tuning model config errors",
     "chat": "loading generation model config errors",
     "server": "loading memory generation template tokenizer config errors",
-    "lab": "chat loading streaming budget network memory cpu generation experts model weights template "
-    "tokenizer config tuning before_mlx jsonfile catalog errors",
+    "lab": "chat loading streaming budget network memory cpu generation experts model weights "
+    "template tokenizer config tuning before_mlx jsonfile catalog errors",
 }
 # What takes long to import and `import mlx_mixtral` and `mixtral-mlx --help` do without.
 HEAVY = {"mlx_lm", "transformers", "torch", "huggingface_hub", "jinja2", "rich", "prompt_toolkit"}

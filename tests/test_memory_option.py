@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -177,3 +180,15 @@ def test_the_shares_that_are_told(demo: LanguageModel):
     assert {(told.first, told.best, told.both) for told in foresight(perfect)} == {(1, 1, 1)}
     wrong = replace(trace, foretold=np.full_like(perfect.foretold, 99))
     assert {(told.first, told.best, told.both) for told in foresight(wrong)} == {(0, 0, 0)}
+
+
+# --- examples
+
+
+def test_the_demo_with_large_experts_answers_the_same(tmp_path):
+    script = Path(__file__).parent.parent / "examples" / "streaming" / "widen.py"
+    subprocess.run([sys.executable, script, tmp_path, "1024"], check=True)
+    lm = load(tmp_path, memory="25%")
+    assert lm.config.intermediate_size == 1024
+    assert lm.streaming.slots == (2, 2, 2, 2)
+    assert "stringed instrument" in str(Chat(lm).send("What is a violin?"))
