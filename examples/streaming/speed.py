@@ -4,19 +4,21 @@
     python examples/streaming/speed.py wide questions
     python examples/streaming/speed.py wide copy
 
-Answers to a few questions with all experts in memory, and with some, in turns; then one that
-repeats a text, with and without speculation. Medians of the rounds.
+Answers to a few questions, or one that repeats a text (with and without looking up what repeats),
+with all experts in memory, and with some, in turns. Medians of the rounds.
 """
 
 import statistics
 import sys
+import time
 from collections import defaultdict
 
 from mlx_mixtral import load
 from mlx_mixtral.experts.policy import Streamed
+from mlx_mixtral.generation.loop import generate_tokens
 from mlx_mixtral.generation.prompt_cache import PromptCache
-from mlx_mixtral.generation.sampling import Sampling
-from mlx_mixtral.generation.text import answer
+from mlx_mixtral.generation.sampling import Sampler, Sampling
+from mlx_mixtral.generation.speculative import Speculator
 from mlx_mixtral.loading import LanguageModel
 
 ROUNDS, TOKENS = 2, 24
@@ -33,10 +35,13 @@ def run(lm: LanguageModel, questions: list[str], speculate: bool) -> tuple[float
     before = counters.copy() if counters else None
     for question in questions:
         ids = lm.template.encode([{"role": "user", "content": question}])
-        how = Sampling.of(max_tokens=TOKENS, speculate=speculate)
-        *_, last = answer(lm, ids, how, PromptCache(lm.config))
-        tokens += last.stats.completion_tokens
-        seconds += last.stats.completion_tokens / last.stats.generation_tps
+        speculator = Speculator(ids) if speculate else None
+        sampler = Sampler(Sampling(max_tokens=TOKENS), ids)
+        cache, times = PromptCache(lm.config), []
+        for _ in generate_tokens(lm.model, cache, ids, sampler, TOKENS, speculator=speculator):
+            times.append(time.perf_counter())
+        tokens += len(times) - 1
+        seconds += times[-1] - times[0]
     layers = lm.config.num_hidden_layers
     return tokens / seconds, counters.since(before).told(layers) if counters else None
 

@@ -229,7 +229,10 @@ def _answer(
 ) -> Iterator[Piece]:
     cached = cache.reuse(prompt)
     sampler = Sampler(settings, prompt)
-    speculator = Speculator(prompt, draft) if settings.speculate else None
+    # Looking up what repeats was measured not to pay where experts are read for each pass
+    # (examples/streaming/speed.py); a draft model measures by itself whether it does.
+    pays = draft is not None or lm.streaming is None
+    speculator = Speculator(prompt, draft) if settings.speculate and pays else None
     clock = _Clock(len(prompt), cached, sampler.seed, lm.streaming)
     said = AnswerText(lm.tokenizer, settings, most)
     steps = generate_tokens(lm.model, cache, prompt, sampler, most, interrupted, speculator)
