@@ -108,7 +108,7 @@ export class Experts {
     const swatches = Array.from({ length: this.routes?.experts ?? 0 }, (_, expert) =>
       el("i.swatch", { "data-expert": expert % 8, title: `Expert ${expert}` }, String(expert)),
     );
-    return el("span", {}, `Layer ${this.layer} colors the answer by first choice `, ...swatches);
+    return el("span", {}, `Layer ${this.layer} colors the answer by its first choice:`, el("br"), ...swatches);
   }
 
   tellToken() {
