@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 
@@ -25,6 +26,7 @@ from mlx_mixtral import cpu
 from mlx_mixtral.config import read_config
 from mlx_mixtral.errors import ModelError
 from mlx_mixtral.experts import files, streamed
+from mlx_mixtral.experts.resident import ResidentExperts
 from mlx_mixtral.generation.loop import generate_tokens
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler, Sampling
@@ -253,9 +255,29 @@ def test_what_is_foretold_wrongly_is_counted_and_harmless(small):
 
 def test_files_are_closed(small):
     model, streaming = network(small, 1)
-    streaming.stream.files.close()
-    with pytest.raises((RuntimeError, KeyError)):
-        mx.eval(model(random_ids(model.config)))
+    (opened,) = (descriptor for descriptor, _ in streaming.stream.files._open.values())
+    os.fstat(opened)
+    del model, streaming
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened)
+
+
+def test_a_part_is_multiplied_as_the_whole_would_be():
+    """On a GPU few rows would take another kernel: a part gets as many as that one asks for."""
+    config, seen = tiny_config(num_local_experts=8), []
+    experts = ResidentExperts(config, 4)
+
+    def answer(x, chosen, ordered):
+        seen.append((x.shape[0], ordered))
+        return x
+
+    experts._answer = answer
+    x = mx.random.normal((5, 64))
+    chosen = mx.array([[3], [0], [3], [1], [0]])
+    assert (experts.among(x, chosen, 40)[:, 0] == x).all()
+    assert (experts.among(x, chosen, 5)[:, 0] == x).all()
+    assert seen == [(16, True), (5, False)]
 
 
 def test_macos_is_asked_not_to_cache(small, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -41,6 +42,9 @@ class Files:
     """Files that are expected to stay as they are while a model is used.
 
     The system is asked not to keep what is read: what is worth keeping lies in the slots.
+
+    Attributes:
+        close: ends the threads and closes the files; called at the latest when this goes.
     """
 
     def __init__(self, paths: Iterable[Path], counters: Counters) -> None:
@@ -50,6 +54,7 @@ class Files:
         self._counters = counters
         for path in sorted(set(paths)):
             self._open[path] = _open(path)
+        self.close = weakref.finalize(self, _close, self._threads, list(self._open.values()))
 
     def start(self, tasks: Iterable[Task]) -> list[Future[None]]:
         """Begin to read; the results are None, or a ModelError.
@@ -77,12 +82,6 @@ class Files:
         for path, (descriptor, before) in self._open.items():
             if _state(descriptor) != before:
                 raise ModelError(f"{path} was changed while the model was in use; load it again")
-
-    def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        for descriptor, _ in self._open.values():
-            os.close(descriptor)
-        self._open = {}
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
         with self._lock:
@@ -120,6 +119,12 @@ class Files:
 def _one_by_one(works: Iterable[Callable[[], None]]) -> None:
     for work in works:
         work()
+
+
+def _close(threads: ThreadPoolExecutor, opened: Iterable[tuple[int, tuple[int, int]]]) -> None:
+    threads.shutdown(cancel_futures=True)
+    for descriptor, _ in opened:
+        os.close(descriptor)
 
 
 def _open(path: Path) -> tuple[int, tuple[int, int]]:

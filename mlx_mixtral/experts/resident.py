@@ -28,6 +28,7 @@ class ResidentExperts(nn.Module):
         # least four rows an expert, 16 in all, and rows sorted by expert. Fewer rows are
         # multiplied one by one, and sorting them would only cost time.
         self._sort_from = tuned().sort_from or max(16, 4 * e)
+        self._grouped_from = max(16, 4 * held)
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """x [T, D], indices [T, K] -> [T, K, D]"""
@@ -40,8 +41,13 @@ class ResidentExperts(nn.Module):
             return self._answer(x.reshape(-1, 1, 1, x.shape[-1]), indices, False).squeeze(-2)
         tokens, k = indices.shape
         order = mx.argsort(indices.flatten())
-        sorted_x = x[order // k].reshape(-1, 1, x.shape[-1])
-        answers = self._answer(sorted_x, indices.flatten()[order], True)
+        sorted_x, experts = x[order // k], indices.flatten()[order]
+        if rows > indices.size < self._grouped_from:
+            # A part that is too small for that kernel would go another way than the whole.
+            more = mx.full(self._grouped_from - indices.size, indices.size - 1)
+            sorted_x = mx.concatenate([sorted_x, sorted_x[more]])
+            experts = mx.concatenate([experts, experts[more]])
+        answers = self._answer(sorted_x[:, None], experts, True)[: indices.size]
         return mx.unflatten(answers.squeeze(-2)[mx.argsort(order)], 0, (tokens, k))
 
     def _answer(self, x: mx.array, experts: mx.array, ordered: bool) -> mx.array:
