@@ -72,6 +72,7 @@ def text_routes(service: Service) -> APIRouter:
         The model was not trained for this. They tell alike texts from others, and that is all.
         """
         service.model.check(asked.model)
+        service.check_open()
         prompts = await asyncio.to_thread(service.planner.texts, asked.input)
         vectors = await unless_gone(request, service.engine.embed(prompts))
         count = sum(map(len, prompts))

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from mlx_mixtral.server.answers import Answer, AnswerReader, Usage, events_of
 from mlx_mixtral.server.asgi import until_gone
 from mlx_mixtral.server.engine import Engine
-from mlx_mixtral.server.failure import ClientGone, Refusal, json_bytes
+from mlx_mixtral.server.failure import ClientGone, json_bytes
+from mlx_mixtral.server.jobs import Busy
 from mlx_mixtral.server.names import ServedModel
 from mlx_mixtral.server.plan import Plan, Planner
 from mlx_mixtral.server.record import Record, record_of
@@ -56,6 +57,11 @@ class Service:
         """Take no more requests; those under way go on."""
         self.stopping = True
 
+    def check_open(self) -> None:
+        """Raises Busy once no more requests are taken."""
+        if self.stopping:
+            raise Busy("the server is stopping", None)
+
     async def chat(self, request: Request, asked: ChatRequest) -> Response:
         """Answers a conversation."""
         self.model.check(asked.model)
@@ -87,9 +93,8 @@ class Service:
 
     def submit(self, plan: Plan) -> list[Ticket]:
         """All jobs of a plan, or none of them. Raises as the engine's ``submit``."""
+        self.check_open()
         tickets: list[Ticket] = []
-        if self.stopping:
-            raise Refusal(503, "the server is stopping", code="stopping")
         try:
             for job in plan.jobs:
                 tickets.append(self.engine.submit(job))

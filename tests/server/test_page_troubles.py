@@ -177,3 +177,28 @@ def test_a_selection_outlives_the_stream(start):
     page.evaluate("getSelection().selectAllChildren(document.querySelector('article.assistant p'))")
     expect(page.locator(".stats")).to_be_visible()
     assert page.evaluate("getSelection().toString().trim()") == "First block."
+
+
+def test_what_is_deleted_stays_deleted(start):
+    here, _, page = start([*SLOW, END])
+    ask(page)
+    expect(page.locator("article.assistant .body")).to_contain_text("word3")
+    page.locator("#list .item .icon").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    assert wait_for(here.engine.tickets[0].cancelled.is_set)
+    expect(page.locator("#list .item")).to_have_count(0)
+    page.reload()
+    page.wait_for_selector("#server[data-up]", state="attached")
+    expect(page.locator("#list .item")).to_have_count(0)
+
+
+def test_an_answer_that_never_began_does_not_count(start):
+    here, _, page = start([30.0, END])
+    ask(page, "First?")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator("article.assistant .note")).to_have_text("Stopped. ")
+    here.engine.said = [*WORDS, END]
+    ask(page, "Second?")
+    expect(page.locator("article.assistant .body").nth(1)).to_have_text("Once upon a time.")
+    decode = here.service.lm.tokenizer.decode
+    assert "First?\n\nSecond?" in decode(list(here.engine.jobs[1].prompt))

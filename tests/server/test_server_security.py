@@ -370,10 +370,15 @@ def test_draining(run):
 def test_while_it_stops_it_says_so(run):
     here = run()
     here.service.stop()
-    for path in ("/v1/chat/completions", "/v1/completions"):
-        reply = here.ask(request({**HELLO, "prompt": "x"} if path[4] == "c" else HELLO, path=path))
-        assert status(reply) in (400, 503)
-    assert status(here.ask(request(HELLO))) == 503
+    asked = {
+        "chat/completions": HELLO,
+        "completions": {"prompt": "x"},
+        "embeddings": {"input": "x"},
+    }
+    for path, body_ in asked.items():
+        reply = here.ask(request(body_, path=f"/v1/{path}"))
+        assert status(reply) == 503
+        assert b"retry-after: 30" in reply.lower()
     assert status(here.ask(request(path="/ready"))) == 503
     assert status(here.ask(request(path="/health"))) == 200
 
