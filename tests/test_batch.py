@@ -87,7 +87,9 @@ def test_each_text_is_as_alone(model: Transformer, kept: KVSettings | None) -> N
             cuts[n].append(end)
     for text, cut, rows in zip(texts, cuts, found, strict=True):
         want = alone(model, text, cut, kept)
-        assert mx.allclose(mx.stack(rows), want, atol=1e-4, rtol=0), np.abs(rows - want).max()
+        # Where last bits differ, a packed key may be rounded to its neighbour.
+        tolerance = {None: 1e-4, 8: 0.05, 4: 0.5}[kept.bits if kept else None]
+        assert mx.abs(mx.stack(rows) - want).max().item() < tolerance
 
 
 def test_one_text_alone_is_as_ever(model: Transformer) -> None:
@@ -270,4 +272,4 @@ def test_a_fork_and_its_origin_do_not_disturb_each_other(
         rows = [mixture(mx.array([[token]]), one.layers)[0, -1] for token in more]
         said[id(one)] = [*before, *more]
         want = alone(mixture, said[id(one)], [0, 40, *range(length, length + len(more) + 1)], kept)
-        assert mx.allclose(mx.stack(rows), want[2:], atol=1e-4)
+        assert mx.abs(mx.stack(rows) - want[2:]).max().item() < 1e-4

@@ -78,7 +78,8 @@ def job(prompt: Sequence[int], max_tokens: int | None = 20, **more: Any) -> Job:
 
 
 async def events_of(ticket: Ticket) -> list[Event]:
-    return [event async for event in ticket]
+    async with asyncio.timeout(120):  # rather than wait for ever for what is lost
+        return [event async for event in ticket]
 
 
 def answers(one: Engine, jobs: Sequence[Job]) -> list[list[Event]]:

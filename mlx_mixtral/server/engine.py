@@ -50,8 +50,10 @@ class Engine:
     error and the others go on; if the thread itself fails, it is started anew.
 
     A job's tokens do not depend on what else runs, but for rounding: MLX adds up the sums of a
-    product in another order for many rows than for few, so that two tokens whose probabilities
-    agree to the last bits may change places. Random numbers are each job's own. No job drafts
+    product in another order for many rows than for few, so that logits differ in their last
+    bits, and two tokens that agree to those may change places; so may two experts. With packed
+    keys (``kv_bits``) a last bit may decide how a key is rounded, which is more. The same jobs
+    in passes of the same rows give the same bits. Random numbers are each job's own. No job drafts
     tokens for itself here (``Sampling.speculate``): rows are better spent on other jobs.
     """
 
