@@ -1,7 +1,7 @@
 // One answer being streamed into a message.
 
 import { stream } from "./api.js";
-import { before } from "./conversation.js";
+import { before, turns } from "./conversation.js";
 import { fields } from "./sampling.js";
 
 const ALTERNATIVES = 3;
@@ -18,6 +18,7 @@ export class Answer {
     this.model = model;
     this.detailed = detailed;
     this.stopper = new AbortController();
+    this.earlier = message.content ? message.stats?.tokens : 0;
     this.skip = message.content.length; // the server repeats what it goes on from
     this.waiting = []; // spellings of tokens whose text is still to come
     this.began = performance.now();
@@ -54,9 +55,7 @@ export class Answer {
 
   request() {
     const { conversation, message } = this;
-    const messages = before(conversation, message).map(({ role, content }) => ({ role, content }));
-    const { system } = conversation.settings;
-    if (system?.trim()) messages.unshift({ role: "system", content: system });
+    const messages = turns(conversation, before(conversation, message));
     if (message.content) messages.push({ role: "assistant", content: message.content, prefix: true });
     const body = {
       model: this.model.id,
@@ -146,8 +145,10 @@ export class Answer {
     const { message, usage } = this;
     if (message.tokens) message.tokens.routes = Uint8Array.from(message.tokens.routes);
     if (!message.tokens?.starts.length) delete message.tokens;
+    const many = usage?.completion_tokens ?? this.count;
     message.stats = {
-      tokens: usage?.completion_tokens ?? this.count,
+      tokens: many + (this.earlier ?? 0),
+      used: usage ? usage.prompt_tokens + many : null,
       prompt: usage?.prompt_tokens ?? null,
       cached: usage?.prompt_tokens_details?.cached_tokens ?? null,
       wait: this.firstAt ? (this.firstAt - this.began) / 1000 : null,

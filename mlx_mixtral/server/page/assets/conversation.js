@@ -38,6 +38,19 @@ export function before(conversation, message) {
   return found;
 }
 
+/** Messages as a request has them: turns that alternate, without answers that never began. */
+export function turns(conversation, messages) {
+  const found = [];
+  for (const { role, content } of messages) {
+    const last = found.at(-1);
+    if (!content) continue;
+    if (last?.role === role) last.content += `\n\n${content}`;
+    else found.push({ role, content });
+  }
+  const { system } = conversation.settings;
+  return system?.trim() ? [{ role: "system", content: system }, ...found] : found;
+}
+
 /** Adds a message after `parent` ("" for the first), and shows its branch. */
 export function add(conversation, parent, fields) {
   const message = { id: newId(), parent, created: Date.now(), ...fields };
@@ -63,72 +76,4 @@ export function versions(conversation, message) {
 function titleOf(text) {
   const line = text.trim().split("\n")[0].replace(/\s+/g, " ");
   return line.length > LONGEST_TITLE ? `${line.slice(0, LONGEST_TITLE).trimEnd()} …` : line || "New chat";
-}
-
-/** A conversation as Markdown: the path that is shown. */
-export function asMarkdown(conversation) {
-  const parts = [`# ${conversation.title}`];
-  if (conversation.settings.system) parts.push(`**System:** ${conversation.settings.system}`);
-  for (const { role, content } of path(conversation)) {
-    parts.push(`## ${role === "user" ? "You" : "Mixtral"}`, content);
-  }
-  return `${parts.join("\n\n")}\n`;
-}
-
-/** Conversations as JSON that `fromJSON` takes back. */
-export function asJSON(conversations) {
-  const bytes = (_, value) => (value instanceof Uint8Array ? [...value] : value);
-  return JSON.stringify({ format: "mixtral-conversations", version: 1, conversations }, bytes, 1);
-}
-
-/** Conversations of a file. Throws an Error in words if it holds none. */
-export function fromJSON(text) {
-  let read = null;
-  try {
-    read = JSON.parse(text);
-  } catch {
-    // Told below.
-  }
-  if (read?.format !== "mixtral-conversations" || !Array.isArray(read.conversations)) {
-    throw new Error("This file holds no conversations that were exported here.");
-  }
-  return read.conversations.map(checked);
-}
-
-function checked(given) {
-  const fits = (message, id) =>
-    message?.id === id &&
-    ["user", "assistant"].includes(message.role) &&
-    typeof message.content === "string" &&
-    (message.parent === "" || message.parent in given.messages);
-  const messages = Object.entries(given?.messages ?? {});
-  if (!given?.id || typeof given.title !== "string" || !messages.every(([id, m]) => fits(m, id))) {
-    throw new Error("A conversation in this file is damaged.");
-  }
-  const own = newConversation(given.settings ?? {});
-  for (const [parent, id] of Object.entries(given.chosen ?? {})) {
-    if (given.messages[id]?.parent === parent) own.chosen[parent] = id;
-  }
-  for (const [id, message] of messages) {
-    const { role, parent, content, created, state, reason, stats } = message;
-    own.messages[id] = { id, role, parent, content, created: Number(created) || 0, state, reason, stats };
-    if (role === "assistant") own.messages[id].state = state === "done" ? "done" : "stopped";
-    if (tokensFit(message.tokens)) {
-      own.messages[id].tokens = { ...message.tokens, routes: Uint8Array.from(message.tokens.routes) };
-    }
-  }
-  return { ...own, title: given.title, named: true, created: given.created, updated: given.updated };
-}
-
-function tokensFit(tokens) {
-  if (!tokens) return false;
-  const { starts, ends, chances, others, routes, layers, experts, each } = tokens;
-  const lists = [starts, ends, chances, others, routes].every(Array.isArray);
-  return (
-    lists &&
-    [layers, experts, each].every((n) => Number.isInteger(n) && n > 0 && n <= 256) &&
-    new Set([starts.length, ends.length, chances.length, others.length]).size === 1 &&
-    routes.length === starts.length * layers * each &&
-    routes.every((expert) => Number.isInteger(expert) && expert >= 0 && expert < experts)
-  );
 }

@@ -64,19 +64,3 @@ function windowOf(id, title, content) {
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   return dialog;
 }
-
-/** Offers a text as a file. */
-export function download(name, text, type) {
-  const url = URL.createObjectURL(new Blob([text], { type }));
-  el("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
-}
-
-/** The text of a file that is picked. */
-export function pickFile(accept) {
-  return new Promise((resolve) => {
-    const input = el("input", { type: "file", accept });
-    input.addEventListener("change", async () => resolve(await input.files[0].text()));
-    input.click();
-  });
-}

@@ -4,6 +4,7 @@ import { count, el, percent } from "./dom.js";
 import { icon } from "./icons.js";
 import { Grid } from "./grid.js";
 import { Routes } from "./routes.js";
+import { spelling, tokenCard } from "./tokencard.js";
 
 const STEP = 110; // milliseconds a token while the answer is played again
 
@@ -127,34 +128,13 @@ export class Experts {
     this.range.value = String(at ?? routes.length - 1);
     this.place.textContent = at === null ? count(routes.length) : `${count(at + 1)} / ${count(routes.length)}`;
     this.range.setAttribute("aria-valuetext", at === null ? "No token chosen" : this.spoken(at));
-    this.card.replaceChildren(...this.tokenCard(at));
+    this.card.replaceChildren(...tokenCard(this.message, at));
   }
 
   spoken(at) {
     const { routes } = this;
     const route = Array.from({ length: routes.layers }, (_, layer) => routes.expert(at, layer)).join(", ");
     return `Token ${at + 1}, ${spelling(this.message, at).trim()}, first choices ${route}`;
-  }
-
-  /** The token's text, how likely it was, and what else might have stood there. */
-  tokenCard(at) {
-    if (at === null) return [el("p.hint", {}, "No token chosen. Play the answer, or point at its words.")];
-    const { others, chances } = this.message.tokens;
-    const text = spelling(this.message, at);
-    const rows = others[at].map(([spelled, chance]) => {
-      const bar = el("i.bar");
-      bar.style.setProperty("--share", chance.toFixed(3));
-      return el(
-        "div.option",
-        { "data-own": String(spelled.trim() === text.trim()) },
-        el("code", {}, visible(spelled)),
-        bar,
-        el("span", {}, likely(chance)),
-      );
-    });
-    const chance = chances[at] === null ? null : el("span", {}, `likelihood ${likely(chances[at])}`);
-    const head = el("p.chosen", {}, el("code", {}, visible(text)), chance);
-    return [head, el("div.options", { "aria-label": "Likeliest tokens here" }, ...rows)];
   }
 
   tellFigures() {
@@ -314,7 +294,3 @@ function explanation() {
     ),
   );
 }
-
-const spelling = ({ content, tokens }, at) => content.slice(tokens.starts[at], tokens.ends[at]);
-const visible = (text) => text.replace(/\n/g, "⏎").replace(/^ | $/g, "·") || "∅";
-const likely = (chance) => (chance > 0.995 ? "> 99 %" : chance < 0.005 ? "< 1 %" : percent(chance));

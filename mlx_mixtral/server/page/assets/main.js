@@ -4,10 +4,8 @@ import { Answer } from "./answer.js";
 import { post } from "./api.js";
 import { makeThemes } from "./appearance.js";
 import { Composer } from "./composer.js";
-import {
-  add, asJSON, asMarkdown, choose, fromJSON, newConversation, path, versions,
-} from "./conversation.js"; // prettier-ignore
-import { askKey, download, makeShortcuts, pickFile } from "./dialogs.js";
+import { add, choose, newConversation, path, turns, versions } from "./conversation.js";
+import { askKey, makeShortcuts } from "./dialogs.js";
 import { byId, say, toast } from "./dom.js";
 import { icon } from "./icons.js";
 import { listenToKeys } from "./keys.js";
@@ -25,6 +23,7 @@ class App {
     this.store = store;
     this.model = null;
     this.heads = [];
+    this.gone = new Set(); // ids of conversations that were deleted
     this.answers = new Map(); // conversation id -> {answer, conversation}
     this.conversation = newConversation(standing());
     this.panel = new Panel(this);
@@ -103,7 +102,7 @@ class App {
   }
 
   async save(conversation = this.conversation) {
-    if (!path(conversation).length) return;
+    if (!path(conversation).length || this.gone.has(conversation.id)) return;
     const { id, title, named, created, updated } = conversation;
     this.heads = [...this.heads.filter((head) => head.id !== id), { id, title, named, created, updated }];
     try {
@@ -118,7 +117,7 @@ class App {
   }
 
   async rename(id, title) {
-    const conversation = id === this.conversation.id ? this.conversation : await this.store.get(id);
+    const conversation = await this.find(id);
     Object.assign(conversation, { title, named: true });
     await this.save(conversation);
     this.refresh();
@@ -126,15 +125,23 @@ class App {
 
   async remove(id) {
     this.answers.get(id)?.answer.stop();
-    const gone = id === this.conversation.id ? this.conversation : await this.store.get(id);
+    const gone = await this.find(id);
+    this.gone.add(id);
     this.heads = this.heads.filter((head) => head.id !== id);
     await this.store.delete(id);
     if (id === this.conversation.id) this.fresh();
     this.sidebar.show();
     toast(`“${gone.title}” is deleted.`, "Undo", async () => {
+      this.gone.delete(id);
       await this.save(gone);
       this.open(id);
     });
+  }
+
+  /** A conversation as it is now: open, being answered, or kept. */
+  find(id) {
+    if (id === this.conversation.id) return this.conversation;
+    return this.answers.get(id)?.conversation ?? this.store.get(id);
   }
 
   async changedElsewhere(id) {
@@ -274,17 +281,15 @@ class App {
   /** How much of the context the conversation takes: the server counts. */
   async countContext() {
     const { conversation, model } = this;
-    const messages = path(conversation).filter(({ content }) => content);
+    const messages = path(conversation);
     this.used = null;
     if (!model) return;
     this.composer.showUse(null);
-    const { stats, id } = messages.at(-1) ?? {};
-    const { system } = conversation.settings;
-    if (stats?.prompt) this.used = stats.prompt + stats.tokens;
-    else if (id) {
-      const shown = messages.map(({ role, content }) => ({ role, content }));
+    const { stats, content } = messages.at(-1) ?? {};
+    if (stats?.used) this.used = stats.used;
+    else if (content) {
+      const shown = turns(conversation, messages);
       if (shown.at(-1).role === "assistant") shown.at(-1).prefix = true;
-      if (system?.trim()) shown.unshift({ role: "system", content: system });
       try {
         this.used = (await post("/v1/tokenize", { messages: shown })).count;
       } catch {
@@ -306,29 +311,6 @@ class App {
 
   tell(text) {
     toast(text);
-  }
-
-  async exportOne(id, form) {
-    const conversation = id === this.conversation.id ? this.conversation : await this.store.get(id);
-    const name = conversation.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "chat";
-    if (form === "md") download(`${name}.md`, asMarkdown(conversation), "text/markdown");
-    else download(`${name}.json`, asJSON([conversation]), "application/json");
-  }
-
-  async exportAll() {
-    const all = await Promise.all(this.heads.map(({ id }) => this.store.get(id)));
-    download("mixtral-conversations.json", asJSON(all.filter(Boolean)), "application/json");
-  }
-
-  async importFile() {
-    try {
-      const read = fromJSON(await pickFile(".json,application/json"));
-      for (const conversation of read) await this.save(conversation);
-      this.refresh();
-      toast(read.length === 1 ? "One conversation is imported." : `${read.length} conversations are imported.`);
-    } catch (error) {
-      toast(error.message);
-    }
   }
 }
 

@@ -3,6 +3,7 @@
 import { byId, el } from "./dom.js";
 import { key } from "./api.js";
 import { NUMBERS } from "./sampling.js";
+import { exportAll, importFile } from "./transfer.js";
 
 const KEPT = "settings";
 
@@ -57,7 +58,7 @@ export function settingsForm(app) {
     ),
     el("h3", {}, "Conversations"),
     el("p.hint", {}, "They are kept in this browser, and nowhere else."),
-    el("div.buttons", {}, button("Export all", () => app.exportAll()), button("Import …", () => app.importFile())),
+    el("div.buttons", {}, button("Export all", () => exportAll(app)), button("Import …", () => importFile(app))),
     el("h3", {}, "Server"),
     el(
       "div.buttons",

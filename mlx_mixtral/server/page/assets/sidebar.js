@@ -3,6 +3,7 @@
 import { byId, el, iconButton } from "./dom.js";
 import { icon } from "./icons.js";
 import { openMenu } from "./menu.js";
+import { exportOne } from "./transfer.js";
 
 const DAY = 86_400_000;
 
@@ -71,8 +72,8 @@ export class Sidebar {
     const { app } = this;
     openMenu(button, [
       ["Rename", () => this.rename(head, item)],
-      ["Export as Markdown", () => app.exportOne(head.id, "md")],
-      ["Export as JSON", () => app.exportOne(head.id, "json")],
+      ["Export as Markdown", () => exportOne(app, head.id, "md")],
+      ["Export as JSON", () => exportOne(app, head.id, "json")],
       ["Delete", () => app.remove(head.id), "danger"],
     ]);
   }
