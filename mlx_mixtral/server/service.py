@@ -84,12 +84,16 @@ class Service:
             record.asked = asked.model_dump(include={"messages", "prompt"}, exclude_none=True)
         answers_each = asked.n or 1
         tickets = self.submit(plan)
-        if not asked.stream:
+        if asked.stream:
+            frames = self._frames(tickets, plan, reply, record, asked)
+            pause = self.settings.limits.keep_alive_seconds
+            return EventStream(frames, pause, lambda: cancel(tickets))
+        try:
             work = self._whole(tickets, plan, record, answers_each)
             answers, usage = await unless_gone(request, work)
-            return JSONReply(reply.whole(answers, usage))
-        frames = self._frames(tickets, plan, reply, record, asked)
-        return EventStream(frames, self.settings.limits.keep_alive_seconds)
+        finally:
+            cancel(tickets)
+        return JSONReply(reply.whole(answers, usage))
 
     def submit(self, plan: Plan) -> list[Ticket]:
         """All jobs of a plan, or none of them. Raises as the engine's ``submit``."""
@@ -108,11 +112,8 @@ class Service:
     ) -> tuple[list[Answer], Usage]:
         readers = [AnswerReader(plan, self.lm.tokenizer) for _ in tickets]
         answers = [Answer() for _ in tickets]
-        try:
-            async for index, event in events_of(tickets):
-                answers[index].add(readers[index].read(event))
-        finally:
-            cancel(tickets)
+        async for index, event in events_of(tickets):
+            answers[index].add(readers[index].read(event))
         return answers, _noted(record, answers, answers_each)
 
     async def _frames(
@@ -143,8 +144,6 @@ class Service:
         except Exception as error:
             record.failure = error
             yield error_frame(error)
-        finally:
-            cancel(tickets)
 
 
 def cancel(tickets: Sequence[Ticket]) -> None:

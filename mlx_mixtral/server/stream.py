@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -25,15 +25,27 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncIterator[bytes], comment_seconds: float) -> None:
+    def __init__(
+        self, frames: AsyncIterator[bytes], comment_seconds: float, release: Callable[[], None]
+    ) -> None:
+        """``release`` is called at the end, even if no frame was ever asked for."""
         super().__init__(headers={"x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._frames, self._pause = frames, comment_seconds
+        self._frames, self._pause, self._release = frames, comment_seconds, release
         self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(head)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if await self._sent(receive, send):
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                record_of(scope).gone = True
+        finally:
+            self._release()
+
+    async def _sent(self, receive: Receive, send: Send) -> bool:
+        """Whether all frames went out before the client left."""
         self._sent_at = time.monotonic()
         tasks = [
             asyncio.ensure_future(work)
@@ -49,10 +61,7 @@ class EventStream(Response):
         for result in results:
             if isinstance(result, Exception):
                 raise result
-        if isinstance(results[0], asyncio.CancelledError):
-            record_of(scope).gone = True
-            return
-        await send({"type": "http.response.body", "body": b""})
+        return not isinstance(results[0], asyncio.CancelledError)
 
     async def _send_frames(self, send: Send) -> None:
         async for frame in self._frames:
