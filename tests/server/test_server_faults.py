@@ -31,14 +31,12 @@ def test_a_stop_that_is_no_text_is_refused_and_nothing_breaks(server, refused):
 
 def test_another_models_name_leaves_the_loaded_one_alone(server, refused):
     """mlx-lm: the loaded model is thrown out before the other is found missing."""
-    restarts = server.health()
+    before = server.health()
     for name in ("no/such-model", "gpt-4o", "/etc/passwd", "../demo", "demo ", "DEMO", ""):
         error = refused(404, {"messages": user(), "model": name})
         assert (error["code"], error["param"]) == ("model_not_found", "model")
-    begun = time.monotonic()
     assert server.answers()
-    assert time.monotonic() - begun < 5
-    assert server.health()["model"] == restarts["model"] == "demo"
+    assert server.health()["model"] == before["model"] == "demo"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +135,8 @@ def test_a_client_that_leaves_is_not_worked_for(server, stream):
         wire.sendall(request({**STORY, "stream": stream}))
         assert wait_for(lambda: server.health()["running"] == 1)
         time.sleep(0.2)
-    assert wait_for(lambda: server.health()["running"] == 0, 1)
+    # It would have gone on for many seconds.
+    assert wait_for(lambda: server.health()["running"] == 0, 3)
     assert server.answers()
 
 

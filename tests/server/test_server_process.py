@@ -19,14 +19,13 @@ STORY = {
     "stream": True,
     "temperature": 2,
     "logit_bias": {"2": -100},  # it does not end by itself
-    "max_tokens": 150,
 }
 
 
-def streaming(server):
+def streaming(server, tokens=150):
     """A connection on which an answer has begun to come."""
     wire = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    wire.sendall(request(STORY))
+    wire.sendall(request({**STORY, "max_tokens": tokens}))
     begin = b""
     while b'"content": "' not in begin.replace(b'"content": ""', b""):
         begin += wire.recv(4096)
@@ -39,26 +38,26 @@ def test_the_first_signal_lets_answers_come_to_an_end(number, code):
         with streaming(server) as wire:
             server.process.send_signal(number)
             assert b"[DONE]" in everything(wire)
-        assert server.process.wait(20) == code
+        assert server.process.wait(60) == code
         assert "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_one_does_not(number):
-    with serving() as server, streaming(server):
+    with serving() as server, streaming(server, 1900):
         server.process.send_signal(number)
         time.sleep(0.2)
         begun = time.monotonic()
         server.process.send_signal(number)
-        assert server.process.wait(5) == 128 + number
-        assert time.monotonic() - begun < 1
+        assert server.process.wait(60) == 128 + number
+        assert time.monotonic() - begun < 5  # the answer would have taken longer
 
 
 def test_without_work_it_ends_at_once():
     with serving() as server:
         assert server.answers()
         server.process.terminate()
-        assert server.process.wait(5) == 0
+        assert server.process.wait(60) == 0
 
 
 def fails(*arguments):
@@ -99,7 +98,7 @@ def test_a_key_from_the_environment_and_further_names():
         assert reply.json()["model"] == "mine"
         assert reply.headers["access-control-allow-origin"] == "https://app.example"
         server.process.terminate()
-        server.process.wait(20)
+        server.process.wait(60)
         (line,) = [line for line in server.lines() if line.get("status") == 200]
         assert line["asked"]["messages"][0]["content"] == "Hello"
         assert "a long secret" not in server.log.read_text()
