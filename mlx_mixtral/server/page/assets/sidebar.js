@@ -47,7 +47,9 @@ export class Sidebar {
       const group = when(head.updated);
       groups.set(group, [...(groups.get(group) ?? []), this.item(head)]);
     }
-    const nodes = [...groups].flatMap(([name, items]) => [el("h2", {}, name), ...items]);
+    const nodes = [...groups].map(([name, items]) =>
+      el("section", {}, el("h2", {}, name), el("div", { role: "list", "aria-label": name }, ...items)),
+    );
     const none = sought ? "Nothing found." : "Conversations are kept here, in this browser.";
     this.box.replaceChildren(...(nodes.length ? nodes : [el("p.hint", {}, none)]));
   }
