@@ -155,6 +155,7 @@ class SpreadExperts(ResidentExperts):
 
     def _by_expert(self, rows: mx.array, experts: mx.array) -> mx.array:
         """Rows [N, D], sorted by the expert of each: an expert after the other."""
+        mx.eval(experts)  # which lets other threads run meanwhile, unlike ``tolist``
         numbers: list[int] = experts.tolist()  # type: ignore[assignment]
         answers = []
         for expert in sorted(set(numbers)):
