@@ -32,6 +32,15 @@ def run(*arguments: str):
     return CliRunner().invoke(app, [*ASK, *arguments])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def cache_limit():
+    """A budget limits what MLX keeps for later, in all of the process."""
+    before = mx.set_cache_limit(1 << 30)
+    mx.set_cache_limit(before)
+    yield
+    mx.set_cache_limit(before)
+
+
 @pytest.fixture(scope="module")
 def plain() -> str:
     return run().stdout
