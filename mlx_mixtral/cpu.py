@@ -33,7 +33,7 @@ UNPACK_FROM = 4
 """Rows of a matrix from which unpacking it for BLAS pays ..."""
 UNPACK_ODD_FROM = 48
 """... and where its bits are no power of two, which MLX unpacks ten times as slowly."""
-TILE = 1 << 19
+TILE = 1 << 18
 """Weights that each stream unpacks at a time."""
 WIDE = 1 << 17
 """Weights of a packed matrix from which two streams pay: handing over takes time too ..."""
