@@ -61,6 +61,10 @@ def serve(
             "Default: up to four contexts, if memory allows it.",
         ),
     ] = None,
+    prefix_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep them there from one run to the next."),
+    ] = None,
     drain: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="For answers under way at the end.")
     ] = 60,
@@ -113,6 +117,7 @@ def serve(
         waiting=waiting,
         kv_bytes=room.running or None,
         prefix_bytes=room.prefixes if prefix_cache is None else int(prefix_cache * 1e9),
+        prefix_folder=prefix_folder,
     )
     address = address_of(opened)
     code = serve_until_signal(

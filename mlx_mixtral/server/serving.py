@@ -42,5 +42,7 @@ def serve(
     try:
         asyncio.run(listener.serve(sockets=[opened]))
     finally:
-        engine.stop(drain=False)
+        # What still runs is of clients that were not waited for any longer.
+        left = engine.status()
+        engine.stop(drain=not (left.running or left.waiting))
     return 130 if listener.signal == signal.SIGINT else 0

@@ -60,6 +60,21 @@ def test_without_work_it_ends_at_once():
         assert server.process.wait(60) == 0
 
 
+def test_beginnings_of_prompts_outlast_the_process(tmp_path):
+    asked = {
+        "messages": [{"role": "user", "content": "Tell me of a dog, a cat, a bird and a lamp."}],
+        "max_tokens": 4,
+    }
+    known = []
+    for _ in range(2):
+        with serving("--prefix-folder", str(tmp_path / "kept")) as server:
+            said = httpx2.post(f"{server.url}/v1/chat/completions", json=asked, timeout=60).json()
+            known.append(said["usage"]["prompt_tokens_details"]["cached_tokens"])
+            server.process.terminate()
+            assert server.process.wait(60) == 0
+    assert known == [0, said["usage"]["prompt_tokens"] - 1]
+
+
 def fails(*arguments):
     """What a server that does not start says."""
     done = subprocess.run(
