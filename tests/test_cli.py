@@ -109,6 +109,7 @@ def test_json(run: Run) -> None:
         "seed",
         "drafted_tokens",
         "accepted_tokens",
+        "streamed",
     ]
     assert (record["text"], record["finish_reason"], record["seed"]) == (ANSWER, "stop", 7)
 

@@ -107,7 +107,7 @@ def test_room_for_computing_is_about_what_a_prompt_takes(monkeypatch):
     mx.eval(model.hidden(mx.zeros((1, tokens), mx.int32), last=1))
     peak = mx.get_peak_memory() - before
     scores = config.num_attention_heads * tokens**2 * 4
-    assert 0.8 < peak / (activation_bytes(config, mx.float32, tokens) + scores) < 1.1
+    assert 0.8 < peak / (activation_bytes(config, mx.float32, tokens) + scores) < 1.25
 
 
 def test_the_chunk_is_a_gpus(monkeypatch):

@@ -122,7 +122,9 @@ def _one_by_one(works: Iterable[Callable[[], None]]) -> None:
 
 
 def _close(threads: ThreadPoolExecutor, opened: Iterable[tuple[int, tuple[int, int]]]) -> None:
-    threads.shutdown(cancel_futures=True)
+    # Whoever reads holds the files: so nobody does any more. Nor is there a thread to be waited
+    # for, and this may be the last of them.
+    threads.shutdown(wait=False, cancel_futures=True)
     for descriptor, _ in opened:
         os.close(descriptor)
 
