@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mlx_mixtral.before_mlx import before_mlx
 from mlx_mixtral.cli.bench import bench
 from mlx_mixtral.cli.chat import chat
 from mlx_mixtral.cli.convert import convert
@@ -37,6 +38,8 @@ def start(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
+    elif context.invoked_subcommand != "bench":  # which tries settings of its own with --tune
+        before_mlx()
 
 
 app.command()(chat)

@@ -48,9 +48,6 @@ def evaluate(
     if not sys.stderr.isatty():
         for name in PROGRESS_BARS:
             os.environ.setdefault(name, "1")
-    from mlx_mixtral.blas import use_system_blas
-
-    use_system_blas()  # before MLX is imported
     from mlx_mixtral.catalog import default_name, resolve
     from mlx_mixtral.cli.loading import load_model
     from mlx_mixtral.lab.evaluation import check_tasks

@@ -152,9 +152,6 @@ def takes_sampling(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_sampling(**values: Any) -> None:
-        from mlx_mixtral.before_mlx import before_mlx
-
-        before_mlx()
         from mlx_mixtral.generation.sampling import Sampling
 
         sampling = sampling_options(**{name: values.pop(name) for name in shared})

@@ -56,9 +56,6 @@ def quality(
         raise UsageError(f"--tokens has to be at least 2, not {tokens}")
     if plot and reference is None:
         raise UsageError("--plot draws what was lost: name the model to compare with --reference")
-    from mlx_mixtral.blas import use_system_blas
-
-    use_system_blas()  # before MLX is imported
     from mlx_mixtral.catalog import default_name, resolve
     from mlx_mixtral.cli.progress import progress_bar
     from mlx_mixtral.lab.plot import check_plot
