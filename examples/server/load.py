@@ -5,18 +5,26 @@
 
 MODEL is a folder, "demo" by default. Each server is started, asked by 1, 2, 4, 8 and 16 clients
 at once, and stopped. A client asks for one answer after another, each of its own prompt.
+
+Without a GPU mlx-lm's server is slow at the 16 bits that the model has, so it is measured a second
+time with the same model in float32 (its scales, where it is quantized) and with OpenBLAS, if this
+machine has it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes.util
 import json
+import os
 import random
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -55,10 +63,16 @@ class Lap:
 class Server:
     """A server in a process of its own."""
 
-    def __init__(self, name: str, command: list[str], port: int, model: str) -> None:
+    def __init__(
+        self, name: str, command: list[str], port: int, model: str, **environment: str
+    ) -> None:
         self.name, self.port, self.model = name, port, model
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     async def ready(self) -> None:
@@ -95,11 +109,34 @@ def ours(model: str) -> Server:
     return Server("mixtral-mlx", own, port, "mixtral")
 
 
-def theirs(model: str) -> Server:
-    folder = ROOT / "mlx_mixtral" / "demo" if model == "demo" else Path(model).resolve()
-    port = free_port()
+def folder_of(model: str) -> Path:
+    return ROOT / "mlx_mixtral" / "demo" if model == "demo" else Path(model).resolve()
+
+
+def theirs(model: str, name: str = "mlx_lm.server", **environment: str) -> Server:
+    folder, port = folder_of(model), free_port()
     own = [sys.executable, "-m", "mlx_lm", "server", "--model", str(folder), "--port", str(port)]
-    return Server("mlx_lm.server", own, port, str(folder))
+    return Server(name, own, port, str(folder), **environment)
+
+
+def theirs_in_float32(model: str) -> Server:
+    blas = ctypes.util.find_library("openblas") if sys.platform == "linux" else None
+    return theirs(model, "the same, f32", **({"LD_PRELOAD": blas} if blas else {}))
+
+
+def in_float32(model: str, folder: Path) -> None:
+    """Writes the same model with floating-point numbers of 32 bits."""
+    import mlx.core as mx
+
+    for file in folder_of(model).iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+            continue
+        arrays = {
+            name: array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+            for name, array in mx.load(str(file)).items()  # type: ignore[union-attr]
+        }
+        mx.save_safetensors(str(folder / file.name), arrays, metadata={"format": "mlx"})
 
 
 async def ask(server: Server, prompt: str, tokens: int, **more: object) -> Told:
@@ -162,16 +199,12 @@ async def lap(server: Server, clients: int, answers: int, tokens: int) -> Lap:
 
 
 async def compare(
-    model: str,
-    numbers: list[int],
-    answers: int,
-    tokens: int,
-    servers: list[Callable[[str], Server]],
+    numbers: list[int], answers: int, tokens: int, servers: list[Callable[[], Server]]
 ) -> None:
     print(f"{'':14} {'clients':>7} {'tokens/s':>9} {'first token, p50':>17} {'p95':>8}")
     rates: dict[str, list[float]] = {}
     for start in servers:
-        server = start(model)
+        server = start()
         try:
             await server.ready()
             await lap(server, 2, 1, 8)
@@ -185,12 +218,10 @@ async def compare(
                 )
         finally:
             server.stop()
-    if len(rates) == 2:
-        own, other = rates.values()
-        ratios = [
-            f"{clients}: {a / b:.2f}" for clients, a, b in zip(numbers, own, other, strict=True)
-        ]
-        print("ratio by clients: ", ", ".join(ratios))
+    own = rates.pop("mixtral-mlx")
+    for name, others in rates.items():
+        ratios = [f"{n}: {a / b:.2f}" for n, a, b in zip(numbers, own, others, strict=True)]
+        print(f"ratio to {name} by clients: ", ", ".join(ratios))
 
 
 async def soak(model: str, seconds: float) -> None:
@@ -304,9 +335,13 @@ def main() -> None:
     given = parser.parse_args()
     if given.soak:
         asyncio.run(soak(given.model, given.soak))
-    else:
-        servers = [ours] if given.alone else [ours, theirs]
-        asyncio.run(compare(given.model, given.clients, given.answers, given.tokens, servers))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        servers: list[Callable[[], Server]] = [lambda: ours(given.model)]
+        if not given.alone:
+            in_float32(given.model, Path(place))
+            servers += [lambda: theirs(given.model), lambda: theirs_in_float32(place)]
+        asyncio.run(compare(given.clients, given.answers, given.tokens, servers))
 
 
 if __name__ == "__main__":
