@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mlx_mixtral.config import read_config
 from mlx_mixtral.generation import kv
-from mlx_mixtral.generation.batch import Pass, Text
+from mlx_mixtral.generation.batch import Pass, Take, Text
 from mlx_mixtral.generation.kv import KVSettings
 from mlx_mixtral.generation.loop import generate_tokens
 from mlx_mixtral.generation.prompt_cache import PromptCache, make_caches
@@ -129,14 +129,14 @@ def run(model: Transformer, texts: Sequence[Text], steps: int, chunk: int = 16) 
     now: Pass | None = None
     while any(len(t.tokens) < n + steps for t, n in zip(texts, lengths, strict=True)):
         if now and len(now.texts) == len(texts):
-            after = Pass(model, [(text, 1) for text in now.texts], now)
+            after = Pass(model, [Take(text, 1) for text in now.texts], now)
         else:
             after = None
         for text, told in now.told() if now else []:
-            text.tokens.append(told.token)
+            text.take([one.token for one in told])
         if after:
             after.choose_late()
-        now = after or Pass(model, [(t, min(t.unread, chunk)) for t in texts if t.unread > 0])
+        now = after or Pass(model, [Take(t, min(t.unread, chunk)) for t in texts if t.unread > 0])
         if not after:
             now.choose_late()
 
@@ -166,8 +166,8 @@ def test_the_same_tokens_alone_and_together(
 def test_what_is_told_beside_a_token(mixture: Transformer) -> None:
     texts = texts_of(mixture, SETTINGS[:3], top=4)
     texts[1].top = 0
-    now = Pass(mixture, [(text, len(text.tokens)) for text in texts])
-    for (text, told), prompt in zip(now.told(), PROMPTS, strict=False):
+    now = Pass(mixture, [Take(text, len(text.tokens)) for text in texts])
+    for (text, [told]), prompt in zip(now.told(), PROMPTS, strict=False):
         logits = np.array(mixture(mx.array([prompt]))[0, -1])
         want = logits - np.logaddexp.reduce(logits)
         assert told.logprob == pytest.approx(want[told.token], abs=1e-4)
@@ -184,21 +184,21 @@ def test_the_experts_told_are_those_of_the_text(mixture: Transformer) -> None:
     texts = texts_of(mixture, SETTINGS[:3])
     texts[0].routing = texts[1].routing = True
     unread = Text(PromptCache(mixture.config), list(range(3, 40)), Sampler(Sampling(), []))
-    takes = [(unread, 20), *((text, len(text.tokens)) for text in texts)]
+    takes = [Take(unread, 20), *(Take(text, len(text.tokens)) for text in texts)]
     told = dict(Pass(mixture, takes).told())
-    assert told[texts[2]].experts is None
+    assert told[texts[2]][0].experts is None
     for text in texts[:2]:
         with recorded(mixture.model.layers) as records:
             mixture(mx.array([text.tokens]))
         want = tuple(tuple(r.indices[-1].tolist()) for r in records if r.indices is not None)
-        assert told[text].experts == want
+        assert told[text][0].experts == want
 
 
 def test_a_model_without_experts_tells_of_none(tmp_path: Path) -> None:
     folder = write_hf(tmp_path, tiny_config(num_local_experts=0))
     dense = load_model(folder, read_config(folder))
     texts = texts_of(dense, [Sampling()], routing=True)
-    ((_, told),) = Pass(dense, [(texts[0], 3)]).told()
+    ((_, [told]),) = Pass(dense, [Take(texts[0], 3)]).told()
     assert told.experts is None
 
 
@@ -239,8 +239,9 @@ def test_pooled_hidden_states(mixture: Transformer) -> None:
     embedded = Text(PromptCache(mixture.config), PROMPTS[3], None)
     texts = [*texts_of(mixture, SETTINGS[:2]), embedded]
     while embedded.unread:
-        for text, told in Pass(mixture, [(t, min(7, t.unread)) for t in texts if t.unread]).told():
-            text.tokens.append(told.token)
+        takes = [Take(t, min(7, t.unread)) for t in texts if t.unread]
+        for text, told in Pass(mixture, takes).told():
+            text.take([one.token for one in told])
     want = mixture.hidden(mx.array([PROMPTS[3]]))[0].sum(axis=0)
     assert embedded.pooled is not None
     assert mx.allclose(embedded.pooled, want, atol=1e-3)

@@ -107,7 +107,7 @@ def said(events: Sequence[Event]) -> tuple[str, list[int], str]:
 
 
 def alone(lm: LanguageModel, job: Job) -> tuple[str, list[int], str]:
-    whole: Completion = generate(lm, job.prompt, **vars(job.sampling))
+    whole: Completion = generate(lm, job.prompt, **vars(job.sampling) | {"speculate": False})
     tokens = whole.tokens
     return whole.text, tokens, whole.finish_reason
 
@@ -197,6 +197,98 @@ def test_log_probabilities_and_routing(lm: LanguageModel, engine: Callable[..., 
         assert info.logprob == pytest.approx(info.top[0][1], abs=1e-5)
         assert info.experts is not None
         assert [len(chosen) for chosen in info.experts] == [2, 2]
+
+
+# --- drafts
+
+STORY = (
+    "Lily was a girl who lived near the school. She had a dog called Dot and a green lamp. One "
+    "day, Lily and Dot went to the school to play with the lamp. Then the lamp was lost."
+)
+
+
+def test_what_repeats_takes_fewer_passes(
+    demo: LanguageModel, engine: Callable[..., Engine]
+) -> None:
+    asked = [
+        job(demo.template.encode([{"role": "user", "content": f"{what}: {STORY}"}]), 200, **more)
+        for what in ("Repeat this", "Replace dog by cat in")
+        for more in ({}, {"temperature": 0.5, "seed": 3}, {"repetition_penalty": 1.01})
+    ]
+    passes = {}
+    for speculate in (False, True):
+        one = engine(demo, running=2)
+        jobs = [replace(j, sampling=replace(j.sampling, speculate=speculate)) for j in asked]
+        found = answers(one, jobs)
+        assert [said(events) for events in found] == [alone(demo, wanted) for wanted in asked]
+        passes[speculate] = one.status().passes
+        drafted = [done(events).drafted_tokens for events in found]
+        accepted = [done(events).accepted_tokens for events in found]
+        assert all(drafted) == speculate
+        assert all(0 <= a <= d for a, d in zip(accepted, drafted, strict=True))
+        assert one.status().accepted_tokens == sum(accepted)
+        assert one.status().drafted_tokens == sum(drafted)
+        assert sum(accepted) > sum(drafted) / 2 or not speculate
+    assert passes[True] < passes[False] / 2
+
+
+def test_drafts_tell_no_less(demo: LanguageModel, engine: Callable[..., Engine]) -> None:
+    """Log-probabilities, alternatives and experts of tokens that were foretold."""
+    prompt = demo.template.encode([{"role": "user", "content": f"Repeat this: {STORY}"}])
+    asked = job(prompt, 60, top_logprobs=3, routing=True)
+    plain = replace(asked, sampling=replace(asked.sampling, speculate=False))
+    (with_drafts,), (without,) = answers(engine(demo), [asked]), answers(engine(demo), [plain])
+    assert done(with_drafts).accepted_tokens > 20
+    for one, other in zip(infos(with_drafts), infos(without), strict=True):
+        assert (one.id, one.experts) == (other.id, other.experts)
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        assert next(i for i, _ in one.top) == one.id
+        assert dict(one.top).keys() == dict(other.top).keys()
+
+
+def test_a_prediction_comes_true_from_the_first_token(
+    lm: LanguageModel, engine: Callable[..., Engine]
+) -> None:
+    """The random model repeats nothing by itself."""
+    wanted = job([7, 8, 9, 10], 60)
+    right = predicted(lm, wanted, 1000)
+    wrong = replace(wanted, prediction=tuple(range(5, 65)))
+    one = engine()
+    ends = []
+    for asked in (wanted, right, wrong):
+        (events,) = answers(one, [asked])
+        assert said(events) == answer_alone(lm, wanted)
+        ends.append(done(events))
+    assert ends[0].drafted_tokens == 0
+    assert ends[1].accepted_tokens >= 50
+    assert ends[2].drafted_tokens == 0
+
+
+def test_drafts_leave_no_room_for_more_rows_than_pay(
+    lm: LanguageModel, engine: Callable[..., Engine], takes: list[list[int]]
+) -> None:
+    jobs = [predicted(lm, job([n, n + 1, n + 2], 60), 1000) for n in range(20, 26)]
+    found = answers(engine(running=6), jobs)
+    assert [said(events) for events in found] == [answer_alone(lm, one) for one in jobs]
+    assert max(map(sum, takes[6:])) <= 32
+    assert max(map(max, takes[6:])) > 1
+
+
+def test_a_stop_within_a_draft_ends_the_answer_there(
+    demo: LanguageModel, engine: Callable[..., Engine]
+) -> None:
+    prompt = demo.template.encode([{"role": "user", "content": f"Repeat this: {STORY}"}])
+    jobs = [job(prompt, 200, stop=("green",)), *(job(prompt, most) for most in (1, 2, 20, 21))]
+    one = engine(demo, running=1, prefix_bytes=1 << 28)
+    for asked, events in zip(jobs, answers(one, jobs), strict=True):
+        assert said(events) == alone(demo, asked)
+    # What is kept of them goes on rightly.
+    text = "Repeat this: " + STORY
+    talk = [("user", text), ("assistant", said(answers(one, jobs[:1])[0])[0]), ("user", "Why?")]
+    prompt = demo.template.encode([{"role": who, "content": what} for who, what in talk])
+    (events,) = answers(one, [job(prompt, 30)])
+    assert done(events).cached_tokens > 20
+    assert said(events) == alone(demo, job(prompt, 30))
 
 
 # --- grammars
@@ -613,12 +705,12 @@ def told(request: Request) -> list[Event]:
 @pytest.fixture
 def takes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """How many tokens of each text the passes take, pass by pass."""
-    from mlx_mixtral.generation.batch import Pass, Text
+    from mlx_mixtral.generation.batch import Pass, Take
 
     noted = []
 
-    def noting(model: Any, takes: list[tuple[Text, int]], before: Pass | None) -> Pass:
-        noted.append([count for _, count in takes])
+    def noting(model: Any, takes: list[Take], before: Pass | None) -> Pass:
+        noted.append([take.rows for take in takes])
         return Pass(model, takes, before)
 
     monkeypatch.setattr("mlx_mixtral.server.worker.Pass", noting)
@@ -711,6 +803,8 @@ def test_any_schedule_ends_every_job_once_and_rightly(
     for move, which, length, variant in moves:
         if move == "put":
             wanted = job(TEXTS[which], length, **({"seed": 9} | VARIANTS[variant]))
+            if length % 2:
+                wanted = predicted(lm, wanted, which)
             asked.append((wanted, put(worker, wanted, STEP * (1 + which % 2))))
         elif move == "embed":
             request = Request(tuple(TEXTS[which]), None, 0, STEP)
@@ -745,6 +839,12 @@ def answer_alone(lm: LanguageModel, wanted: Job) -> tuple[str, list[int], str]:
     if key not in _alone:
         _alone[key] = alone(lm, wanted)
     return _alone[key]
+
+
+def predicted(lm: LanguageModel, wanted: Job, wrong: int) -> Job:
+    """With its right answer foretold, but for one token."""
+    answer = answer_alone(lm, wanted)[1]
+    return replace(wanted, prediction=(*answer[:wrong], 4000, *answer[wrong + 1 :]))
 
 
 def embedded(lm: LanguageModel, prompt: tuple[int, ...]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.generation.sampling import Sampler, Sampling, choose_each
+from mlx_mixtral.generation.sampling import Choice, Sampler, Sampling, choose_each
 
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 
@@ -214,9 +214,28 @@ def test_a_row_for_each_of_several_samplers() -> None:
         make = [partial(Sampler, Sampling.of(**kinds[n]), [0]) for n in chosen]
         masks = [mx.array([0, 1, 1, 1, 0, 0], mx.bool_) if n == 2 else None for n in chosen]
         picked = mx.array(chosen)
-        together = choose_each([one() for one in make], rows[picked], masks)
+        choices = [Choice(one(), 1, mask) for one, mask in zip(make, masks, strict=True)]
+        together = choose_each(choices, rows[picked])
         singly = [
             one()(rows[n : n + 1], mask)[0].item()
             for one, n, mask in zip(make, chosen, masks, strict=True)
         ]
         assert together.tolist() == singly
+
+
+def test_several_rows_of_a_sampler_beside_others() -> None:
+    """As one after another; what did not count leaves no trace."""
+    rows = mx.array(np.random.default_rng(2).normal(size=(7, 6)), mx.float32)
+    kinds = [Sampling(temperature=1.0, seed=5), Sampling(), Sampling(presence_penalty=2.0, seed=1)]
+    several, single = ([Sampler(kind, [0]) for kind in kinds] for _ in range(2))
+    chosen = choose_each(
+        [Choice(several[0], 3), Choice(several[1], 1), Choice(several[2], 3)], rows
+    )
+    each = [0, 0, 0, 1, 2, 2, 2]
+    assert chosen.tolist() == [
+        single[n].choose(rows[row : row + 1]).item() for row, n in enumerate(each)
+    ]
+    again = Sampler(kinds[0], [0])
+    again.choose(rows[:1])
+    several[0].keep(1)
+    assert several[0].choose(rows[4:5]).item() == again.choose(rows[4:5]).item()

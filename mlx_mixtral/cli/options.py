@@ -79,6 +79,13 @@ ReadAhead = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Load the model also where memory seems too little.")
 ]
+NoSpeculation = Annotated[
+    bool,
+    typer.Option(
+        "--no-speculation",
+        help="Compute token by token also where the answer repeats an earlier text.",
+    ),
+]
 PromptCacheFile = Annotated[
     Path | None,
     typer.Option(
@@ -118,13 +125,7 @@ def sampling_options(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer here. Repeatable.")
     ] = None,
-    no_speculation: Annotated[
-        bool,
-        typer.Option(
-            "--no-speculation",
-            help="Compute token by token also where the answer repeats an earlier text.",
-        ),
-    ] = False,
+    no_speculation: NoSpeculation = False,
 ) -> dict[str, Any]:
     """The sampling options that were given, as keywords of ``Sampling.of``."""
     given = {

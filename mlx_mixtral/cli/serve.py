@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from mlx_mixtral.cli.options import ContextTokens, Force, KVBits, KVWindow, Memory, ModelName
+from mlx_mixtral.cli.options import (
+    ContextTokens,
+    Force,
+    KVBits,
+    KVWindow,
+    Memory,
+    ModelName,
+    NoSpeculation,
+)
 from mlx_mixtral.errors import UsageError
 
 
@@ -65,6 +73,7 @@ def serve(
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep them there from one run to the next."),
     ] = None,
+    no_speculation: NoSpeculation = False,
     drain: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="For answers under way at the end.")
     ] = 60,
@@ -100,6 +109,7 @@ def serve(
         name=name,
         aliases=tuple(alias or ()),
         log_prompts=log_prompts,
+        speculates=not no_speculation,
         limits=Limits(drain_seconds=drain),
     )
     opened = open_socket(settings)

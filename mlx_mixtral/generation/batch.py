@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import numpy as np
 
 from mlx_mixtral.experts.recorded import RecordedExperts, recorded
 from mlx_mixtral.generation.prompt_cache import PromptCache
-from mlx_mixtral.generation.sampling import Sampler, choose_each, log_probabilities
+from mlx_mixtral.generation.sampling import Choice, Sampler, choose_each, log_probabilities
+from mlx_mixtral.generation.speculative import Speculator, foretold
 from mlx_mixtral.model.together import Part, together
 from mlx_mixtral.model.transformer import Transformer
 
@@ -35,6 +37,7 @@ class Text:
         allowed: asked, once all ``tokens`` are known, what may come after them; None: anything.
         routing: tell the experts, if there are any.
         pooled: sum of the hidden states [D] of what was read, where there is no sampler.
+        drafted: tokens of a draft that the pass under way reads.
     """
 
     def __init__(
@@ -46,20 +49,77 @@ class Text:
         top: int = 0,
         allowed: Callable[[], Mask] | None = None,
         routing: bool = False,
+        speculator: Speculator | None = None,
     ) -> None:
+        """
+        Args:
+            speculator: looks up drafts; None: there are none. Not with ``allowed``.
+        """
         self.cache, self.tokens, self.sampler = cache, list(prompt), sampler
         self.top, self.allowed, self.routing = top, allowed, routing
         self.pooled: mx.array | None = None
+        self.drafted = 0
+        self._speculator = speculator
 
     @property
     def read(self) -> int:
-        """Tokens that the cache holds. One more than are known where a pass chose one."""
+        """Tokens that the cache holds. More than are known where a pass chose or tried some."""
         return self.cache.layers[0].offset
 
     @property
     def unread(self) -> int:
         """Known tokens that are to be read yet."""
         return len(self.tokens) - self.read
+
+    def next(self, count: int) -> list[int]:
+        """The first tokens of what is unread."""
+        return self.tokens[self.read : self.read + count]
+
+    def draft(self, most: int) -> list[int]:
+        """Tokens that may come after those known, ``most`` at most; no pass may be under way."""
+        if not self._speculator:
+            return []
+        return self._speculator.looked_up(0, min(most, self.cache.spare()))
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """What a pass chose: as much of its draft as came true, and a token more.
+
+        To be called for every pass that chose; what came of a draft is known afterwards.
+        """
+        if self.drafted and self.sampler and self._speculator:
+            right = len(tokens) - 1
+            self.cache.drop(self.drafted - right)
+            self.sampler.keep(len(tokens))
+            self._speculator.judge(self.drafted, right, 0.0)
+            self.drafted = 0
+        self.tokens += tokens
+        if self._speculator:
+            self._speculator.extend(tokens)
+
+
+@dataclass(frozen=True)
+class Take:
+    """What a pass reads of a text.
+
+    Attributes:
+        count: its next tokens, one or more. They are known, but for one that the pass before
+            chooses.
+        draft: tokens that may follow, and are tried; then nothing that is known is left unread.
+    """
+
+    text: Text
+    count: int
+    draft: Sequence[int] = ()
+
+    @property
+    def rows(self) -> int:
+        """Tokens that the pass reads."""
+        return self.count + len(self.draft)
+
+    @property
+    def asked(self) -> int:
+        """Last tokens whose hidden states count: of each guess, or of all that is pooled."""
+        return 1 + len(self.draft) if self.text.sampler else self.count
 
 
 class Told(NamedTuple):
@@ -79,7 +139,7 @@ class Told(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A text that a token is chosen for: where its last token stands in a pass ..."""
+    """A token that another one is chosen after: where it stands in a pass ..."""
 
     text: Text
     place: int
@@ -88,70 +148,76 @@ class _Row(NamedTuple):
 
 
 class Pass:
-    """A pass under way. The host waits for nothing before ``told``.
-
-    Attributes:
-        texts: those that it chooses a token for.
-    """
+    """A pass under way. The host waits for nothing before ``told``."""
 
     def __init__(
-        self, model: Transformer, takes: Sequence[tuple[Text, int]], before: Pass | None = None
+        self, model: Transformer, takes: Sequence[Take], before: Pass | None = None
     ) -> None:
-        """Begin to read so many of the next tokens of each text, one or more.
+        """Begin to read the next tokens of some texts.
 
         Args:
             before: the pass that chose those tokens, one a text, where the host was not told
-                of them yet.
+                of them yet. It read no draft, and neither does this one.
         """
         self._vocab = model.config.vocab_size
-        ids = before.tokens_of([text for text, _ in takes]) if before else _known(takes)
-        # The hidden states of all that is pooled, and of the last token that is read of others.
-        asked = [1 if text.sampler else count for text, count in takes]
-        parts = [
-            Part(count, text.cache.layers, last)
-            for (text, count), last in zip(takes, asked, strict=True)
-        ]
-        routing = model.config.is_moe and any(text.routing for text, _ in takes)
+        ids = before._tokens_of([take.text for take in takes]) if before else _known(takes)
+        parts = [Part(take.rows, take.text.cache.layers, take.asked) for take in takes]
+        routing = model.config.is_moe and any(take.text.routing for take in takes)
         with ExitStack() as stack:
             records = stack.enter_context(recorded(model.model.layers)) if routing else []
             self._hidden = together(model, ids, parts)
         mx.async_eval(self._hidden)
-        _pool(self._hidden, [text for text, _ in takes], asked)
-        rows = _rows(takes, asked)
-        self.texts = [row.text for row in rows]
+        _pool(self._hidden, takes)
+        for take in takes:
+            take.text.drafted = len(take.draft)
+        # Those whose choice waits for the host come last.
+        chosen = [take for take in takes if take.text.sampler and take.text.unread <= 0]
+        self._takes = sorted(chosen, key=lambda take: take.text.allowed is not None)
         self._tokens, self._logprobs = mx.array([], mx.uint32), mx.array([])
-        if rows:
-            self._read_out(model, rows, records)
+        if self._takes:
+            self._read_out(model, _rows(takes, self._takes), records)
+
+    @property
+    def texts(self) -> list[Text]:
+        """Those that it chooses for."""
+        return [take.text for take in self._takes]
 
     def choose_late(self) -> None:
         """Choose for the texts that have ``allowed``, which is asked now."""
-        self._choose(slice(len(self._tokens), len(self.texts)))
+        self._choose([take for take in self._takes if take.text.allowed])
 
-    def tokens_of(self, texts: Sequence[Text]) -> mx.array:
-        """What was chosen for some of the ``texts`` [n], wherever it is by now."""
-        if list(texts) == self.texts:
-            return self._tokens
-        return self._tokens[mx.array([self.texts.index(text) for text in texts])]
-
-    def told(self) -> list[tuple[Text, Told]]:
-        """Wait for the pass; what it chose for each of ``texts``."""
+    def told(self) -> list[tuple[Text, list[Told]]]:
+        """Wait for the pass; what it chose for each text, to be told to ``Text.take``."""
         # Unlike ``tolist``, this lets other threads run while it waits.
         mx.eval(self._hidden)
-        if not self.texts:
+        if not self._takes:
             return []
         mx.eval(self._tokens, self._logprobs, self._top, self._experts)
-        columns = zip(
-            self.texts,
-            _listed(self._tokens),
-            _listed(self._logprobs),
-            *([_listed(array) for array in self._top] or [[[]] * len(self.texts)] * 2),
-            *([_listed(array) for array in self._experts] or [[None] * len(self.texts)]),
-            strict=True,
-        )
-        return [
-            (text, Told(token, logprob, _best(text.top, ids, values), _experts(text, layers)))
-            for text, token, logprob, ids, values, layers in columns
-        ]
+        tokens, logprobs = _listed(self._tokens), _listed(self._logprobs)
+        top = list(zip(*map(_listed, self._top), strict=True)) or [((), ())] * len(tokens)
+        experts = [_listed(array) for array in self._experts] or [[None] * len(tokens)]
+        told, end = [], 0
+        for take in self._takes:
+            begin, end = end, end + take.asked
+            right = foretold(take.draft, tokens[begin:end])
+            said = [
+                Told(
+                    tokens[row],
+                    logprobs[row],
+                    _best(take.text.top, *top[row]),
+                    _experts(take.text, experts[0][row]),
+                )
+                for row in range(begin, begin + right + 1)
+            ]
+            told.append((take.text, said))
+        return told
+
+    def _tokens_of(self, texts: Sequence[Text]) -> mx.array:
+        """What is chosen for some texts [n], one token each, wherever it is by now."""
+        mine = self.texts
+        if list(texts) == mine:
+            return self._tokens
+        return self._tokens[mx.array([mine.index(text) for text in texts])]
 
     def _read_out(
         self, model: Transformer, rows: Sequence[_Row], records: Sequence[RecordedExperts]
@@ -161,17 +227,23 @@ class Pass:
         whole = asked == [*range(len(self._hidden))]
         hidden = self._hidden if whole else self._hidden[mx.array(asked)]
         self._logits = model.head(hidden).astype(mx.float32)
-        self._choose(slice(0, sum(row.text.allowed is None for row in rows)))
+        self._choose([take for take in self._takes if not take.text.allowed])
         self._top = _likeliest(self._logits, max(row.text.top for row in rows))
         self._experts = _chosen_experts(records, rows, len(self._hidden))
         mx.async_eval(self._logits, self._top, self._experts)
 
-    def _choose(self, which: slice) -> None:
+    def _choose(self, takes: Sequence[Take]) -> None:
         """Choose for some more of the texts, the next ones in order."""
-        if not (texts := self.texts[which]):
+        choices = [
+            Choice(take.text.sampler, take.asked, self._allowed(take.text))
+            for take in takes
+            if take.text.sampler
+        ]
+        if not choices:
             return
-        samplers, logits = [text.sampler for text in texts if text.sampler], self._logits[which]
-        tokens = choose_each(samplers, logits, [self._allowed(text) for text in texts])
+        begin = len(self._tokens)
+        logits = self._logits[begin : begin + sum(choice.rows for choice in choices)]
+        tokens = choose_each(choices, logits)
         logprobs = log_probabilities(logits, tokens)
         self._tokens = mx.concatenate([self._tokens, tokens])
         self._logprobs = mx.concatenate([self._logprobs, logprobs])
@@ -188,32 +260,33 @@ class Pass:
         return (words[ids // 32] >> (ids % 32)) & 1 == 1
 
 
-def _known(takes: Sequence[tuple[Text, int]]) -> mx.array:
+def _known(takes: Sequence[Take]) -> mx.array:
     """The next tokens of texts whose tokens the host knows."""
     return mx.array(
-        [token for text, count in takes for token in text.tokens[text.read : text.read + count]]
+        [token for take in takes for token in (*take.text.next(take.count), *take.draft)]
     )
 
 
-def _pool(hidden: mx.array, texts: Sequence[Text], asked: Sequence[int]) -> None:
+def _pool(hidden: mx.array, takes: Sequence[Take]) -> None:
     """Add up the hidden states of the texts without an answer."""
-    for text, count, end in zip(texts, asked, accumulate(asked), strict=True):
-        if not text.sampler:
-            added = hidden[end - count : end].astype(mx.float32).sum(axis=0)
-            text.pooled = added if text.pooled is None else text.pooled + added
-            mx.async_eval(text.pooled)
+    for take, end in zip(takes, accumulate(take.asked for take in takes), strict=True):
+        if not take.text.sampler:
+            added = hidden[end - take.asked : end].astype(mx.float32).sum(axis=0)
+            before = take.text.pooled
+            take.text.pooled = added if before is None else before + added
+            mx.async_eval(take.text.pooled)
 
 
-def _rows(takes: Sequence[tuple[Text, int]], asked: Sequence[int]) -> list[_Row]:
-    """The texts to choose for: answered ones of which nothing more is to be read."""
-    places = accumulate(count for _, count in takes)
-    rows = [
-        _Row(text, place - 1, end - 1)
-        for (text, _), place, end in zip(takes, places, accumulate(asked), strict=True)
-        if text.sampler and text.unread <= 0
+def _rows(takes: Sequence[Take], chosen: Sequence[Take]) -> list[_Row]:
+    """The rows of those of the ``takes`` that a token is chosen for, in that order."""
+    places = accumulate(take.rows for take in takes)
+    asked = accumulate(take.asked for take in takes)
+    ends = {take.text: ends for take, *ends in zip(takes, places, asked, strict=True)}
+    return [
+        _Row(take.text, ends[take.text][0] - back, ends[take.text][1] - back)
+        for take in chosen
+        for back in range(take.asked, 0, -1)
     ]
-    # Those whose choice waits for the host come last.
-    return sorted(rows, key=lambda row: row.text.allowed is not None)
 
 
 def _likeliest(logits: mx.array, count: int) -> list[mx.array]:

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_mixtral.generation.prefill import prefill
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler
-from mlx_mixtral.generation.speculative import Speculator
+from mlx_mixtral.generation.speculative import Speculator, foretold
 from mlx_mixtral.model.transformer import Transformer
 
 
@@ -84,19 +84,12 @@ class _Pass(NamedTuple):
         tokens: list[int] = self.tokens.tolist()  # type: ignore[assignment]
         logprobs: list[float] = self.logprobs.tolist()  # type: ignore[assignment]
         draft: list[int] = [] if self.draft is None else self.draft.tolist()  # type: ignore[assignment]
-        foretold = 0
-        while foretold < len(draft) and tokens[foretold] == draft[foretold]:
-            foretold += 1
-        return [Step(*step) for step in zip(tokens, logprobs, strict=True)][: foretold + 1]
+        right = foretold(draft, tokens)
+        return [Step(*step) for step in zip(tokens, logprobs, strict=True)][: right + 1]
 
 
 class _Decoding:
-    """Step after step; where the text repeats itself, several in one pass.
-
-    A pass over a token t and a draft a, b, c chooses what comes after t, after t a, after
-    t a b and after t a b c. If that is a, b, x, y, then a, b and x are right, since before
-    each of them stood what was really chosen; y, after a wrong c, is not.
-    """
+    """Step after step; where the text repeats itself, several in one pass (see ``foretold``)."""
 
     def __init__(
         self,

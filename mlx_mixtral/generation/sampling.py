@@ -7,7 +7,8 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -165,18 +166,23 @@ class Sampler:
         Each is chosen as by a call of its own, after those before it: with its own random
         number, and penalized for what was chosen before. ``keep`` then says how many counted.
         """
+        logits = logits.astype(mx.float32)
+        tokens = self.choose_successive(logits)
+        return tokens, log_probabilities(logits, tokens)
+
+    def choose_successive(self, logits: mx.array) -> mx.array:
+        """As ``successive``, from logits [n, V] in float32, the tokens [n] alone."""
         count, first = logits.shape[0], self._place
         if not self._looks_back:
             # Nothing but the random numbers differs from one place to the next.
-            logits = logits.astype(mx.float32)
             tokens = self._choose(logits, self._noise)
             self._states = [(first + n, self._recent, None) for n in range(1, count + 1)]
-            return tokens, log_probabilities(logits, tokens)
+            return tokens
         chosen = []
         for n in range(count):
-            chosen.append(self(logits[n : n + 1]))
+            chosen.append(self.choose(logits[n : n + 1]))
             self._states.append((self._place, self._recent, self._counts))
-        return mx.concatenate([t for t, _ in chosen]), mx.concatenate([p for _, p in chosen])
+        return mx.concatenate(chosen)
 
     def fork(self) -> Sampler:
         """Another one that will draw the same random numbers; neither disturbs the other."""
@@ -234,18 +240,33 @@ class Sampler:
         return self._keys[first : self._place]
 
 
-def choose_each(
-    samplers: Sequence[Sampler], logits: mx.array, allowed: Sequence[mx.array | None]
-) -> mx.array:
-    """A row of logits [n, V] in float32 for each sampler -> the tokens [n] that they choose.
+class Choice(NamedTuple):
+    """What a sampler is to choose.
 
-    Args:
-        allowed: of each, [V], which tokens may be chosen; None: all.
+    Attributes:
+        rows: of logits, of places that follow each other. If there are several, ``keep`` of the
+            sampler has to be called afterwards.
+        allowed: [V], which tokens may be chosen in its one row; None: all.
     """
-    if all(s.greedy and mask is None for s, mask in zip(samplers, allowed, strict=True)):
+
+    sampler: Sampler
+    rows: int = 1
+    allowed: mx.array | None = None
+
+    def made(self, logits: mx.array) -> mx.array:
+        """From logits [rows, V] in float32, the tokens [rows]."""
+        if self.rows > 1:
+            return self.sampler.choose_successive(logits)
+        return self.sampler.choose(logits, self.allowed)
+
+
+def choose_each(choices: Sequence[Choice], logits: mx.array) -> mx.array:
+    """The rows of each choice, one choice's after the other's [n, V], in float32 -> tokens [n]."""
+    if all(c.sampler.greedy and c.rows == 1 and c.allowed is None for c in choices):
         return mx.argmax(logits, axis=-1)
-    rows = zip(samplers, mx.split(logits, len(samplers)), allowed, strict=True)
-    return mx.concatenate([sampler.choose(row, mask) for sampler, row, mask in rows])
+    ends = list(accumulate(choice.rows for choice in choices))
+    rows = zip(choices, mx.split(logits, ends[:-1]), strict=True)
+    return mx.concatenate([choice.made(row) for choice, row in rows])
 
 
 def log_probabilities(logits: mx.array, tokens: mx.array) -> mx.array:

@@ -34,8 +34,21 @@ class Speculator:
         accepted: those of them that the model chose too.
     """
 
-    def __init__(self, prompt: Sequence[int], model: DraftModel | None = None) -> None:
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        model: DraftModel | None = None,
+        prediction: Sequence[int] = (),
+    ) -> None:
+        """
+        Args:
+            prediction: what the answer is expected to say, to be looked up like what stands in
+                the prompt. After the prompt's last tokens, which it is put behind here, its
+                first ones are drafted at once. Not with a model, which reads what is looked up.
+        """
         self.proposed = self.accepted = 0
+        if prediction:
+            prompt = [*prompt[-GRAM:], *prediction, *prompt]
         self._prompt: Sequence[int] = prompt
         self._end = len(prompt)  # what is quoted from it does not go on behind it
         self._lookup = Lookup()
@@ -116,3 +129,16 @@ class Speculator:
             return None
         self._asked = True
         return model.propose(text, length, last, count, sampler)
+
+
+def foretold(draft: Sequence[int], chosen: Sequence[int]) -> int:
+    """How many tokens of a draft were then ``chosen`` one after another, from its first on.
+
+    A pass over a token t and a draft a, b, c chooses what comes after t, after t a, after
+    t a b and after t a b c. If that is a, b, x, y, then a, b and x are right, since before
+    each of them stood what was really chosen; y, after a wrong c, is not.
+    """
+    count = 0
+    while count < len(draft) and chosen[count] == draft[count]:
+        count += 1
+    return count

@@ -127,11 +127,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request: its prompts count once, whatever the number of answers."""
+    """Tokens of a request: its prompts count once, whatever the number of answers.
+
+    Of those ``drafted`` for the answers, ``accepted`` came true.
+    """
 
     prompt: int
     cached: int
     completion: int
+    drafted: int = 0
+    accepted: int = 0
 
     @classmethod
     def of(cls, done: Sequence[Done], answers_each: int = 1) -> Usage:
@@ -141,6 +146,8 @@ class Usage:
             sum(d.prompt_tokens for d in firsts),
             sum(d.cached_tokens for d in firsts),
             sum(d.completion_tokens for d in done),
+            sum(d.drafted_tokens for d in done),
+            sum(d.accepted_tokens for d in done),
         )
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from mlx_mixtral.errors import MixtralError
 from mlx_mixtral.server.asgi import App
+from mlx_mixtral.server.description import DescribedAPI
 from mlx_mixtral.server.failure import ClientGone, ErrorReply, Refusal, refusal_of
 from mlx_mixtral.server.intake import Intake
 from mlx_mixtral.server.log import Log
@@ -47,7 +48,7 @@ def make_app(service: Service, log: Log) -> App:
 
 def make_api(service: Service, metrics: Metrics) -> FastAPI:
     """The routes."""
-    api = FastAPI(
+    api = DescribedAPI(
         title="mlx-mixtral",
         version=version("mlx-mixtral"),
         description=_ABOUT,

@@ -38,10 +38,17 @@ def _route(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str
         yield f"<dt>takes {escape(kind)}</dt><dd>{_type(schema['schema'])}</dd>"
     for status, reply in operation["responses"].items():
         for kind, schema in reply.get("content", {}).items():
-            what = _type(schema.get("schema", {}))
-            about = schema.get("description", "")
-            yield f"<dt>{escape(status)}: {escape(kind)}</dt><dd>{what} {escape(about)}</dd>"
+            what = (
+                _events(schema["itemSchema"]) if "itemSchema" in schema else _type(schema["schema"])
+            )
+            yield f"<dt>{escape(status)}: {escape(kind)}</dt><dd>{what}</dd>"
     yield "</dl>"
+
+
+def _events(schema: Schema) -> str:
+    """What the events of a stream hold."""
+    held = schema["properties"]["data"]["else"]["contentSchema"]
+    return f"{_type(held)}. {escape(schema['description'])}"
 
 
 def _object(name: str, schema: Schema) -> Iterator[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mlx_mixtral.errors import ContextError, MixtralError
 from mlx_mixtral.generation import kv as kept
-from mlx_mixtral.generation.batch import Pass, Text
+from mlx_mixtral.generation.batch import Pass, Take, Text
 from mlx_mixtral.generation.kv import KVSettings
 from mlx_mixtral.generation.kv_file import Owner, activations
 from mlx_mixtral.generation.prompt_cache import PromptCache
@@ -53,8 +53,8 @@ class Engine:
     product in another order for many rows than for few, so that logits differ in their last
     bits, and two tokens that agree to those may change places; so may two experts. With packed
     keys (``kv_bits``) a last bit may decide how a key is rounded, which is more. The same jobs
-    in passes of the same rows give the same bits. Random numbers are each job's own. No job drafts
-    tokens for itself here (``Sampling.speculate``): rows are better spent on other jobs.
+    in passes of the same rows give the same bits. Random numbers are each job's own. What an
+    answer repeats is drafted (``Sampling.speculate``) while few jobs run, and no prompt is read.
     """
 
     def __init__(
@@ -182,6 +182,8 @@ class Engine:
             prompt_tokens=worker.counts["prompt"],
             cached_tokens=worker.counts["cached"],
             completion_tokens=worker.counts["completion"],
+            drafted_tokens=worker.counts["drafted"],
+            accepted_tokens=worker.counts["accepted"],
             finished=dict(worker.finished),
             refused=self._refused,
             passes=worker.counts["passes"],
@@ -258,7 +260,7 @@ class Engine:
         """What only the first pass takes time for: kernels are compiled, libraries imported."""
         sampler = Sampler(Sampling(temperature=1.0), [])
         cache = PromptCache(self._lm.config, self._kv)
-        Pass(self._lm.model, [(Text(cache, [self._lm.tokenizer.bos_id], sampler), 1)]).told()
+        Pass(self._lm.model, [Take(Text(cache, [self._lm.tokenizer.bos_id], sampler), 1)]).told()
 
     def _serve(self) -> None:
         busy = True  # there may be what another thread left

@@ -43,6 +43,8 @@ class Job:
         top_logprobs: that many of the likeliest tokens (0 to 20) are told with each token;
             None: not even the token's own log-probability.
         grammar: what the answer has to keep to.
+        prediction: token ids that the answer may go on with, if its settings ``speculate``: what
+            of them it repeats comes sooner.
         routing: tell the experts that each layer chose.
     """
 
@@ -50,6 +52,7 @@ class Job:
     sampling: Sampling
     top_logprobs: int | None = None
     grammar: Grammar | None = None
+    prediction: tuple[int, ...] = ()
     routing: bool = False
 
 
@@ -94,6 +97,8 @@ class Done:
         message: of an error: one line.
         prompt_tokens: of which ``cached_tokens`` did not have to be computed.
         completion_tokens: without the one that ended the answer.
+        drafted_tokens: that were tried because an earlier text or a prediction went on with
+            them; ``accepted_tokens`` of them were what the model chose.
         waited_s: seconds until the engine began with it.
         first_s: seconds until the first token, waiting included; 0 where none came.
         tokens_per_second: after the first one; 0 for fewer than two.
@@ -105,6 +110,8 @@ class Done:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     waited_s: float = 0.0
     first_s: float = 0.0
     tokens_per_second: float = 0.0
@@ -126,6 +133,7 @@ class EngineStatus:
             ``prefix_limit`` are kept of jobs that are over.
         prompt_tokens: computed; ``cached_tokens`` more did not have to be.
         completion_tokens: given out.
+        drafted_tokens: tried in jobs that are over; ``accepted_tokens`` of them came true.
         finished: jobs that are over, by reason. ``refused``: turned away because of the queue.
         passes: of the model. ``longest_pass_s``: the longest that answers waited for one.
     """
@@ -144,6 +152,8 @@ class EngineStatus:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     finished: dict[str, int]
     refused: int
     passes: int

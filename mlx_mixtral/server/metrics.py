@@ -76,6 +76,11 @@ class _OfEngine(Collector):
             "prompt_tokens": ("Tokens of prompts computed", now.prompt_tokens),
             "cached_tokens": ("Tokens of prompts that were known", now.cached_tokens),
             "completion_tokens": ("Tokens of answers", now.completion_tokens),
+            "drafted_tokens": (
+                "Tokens tried because an earlier text goes on so",
+                now.drafted_tokens,
+            ),
+            "accepted_tokens": ("Those of them that came true", now.accepted_tokens),
             "refused": ("Answers refused because of the queue", now.refused),
             "engine_restarts": ("How often the engine was started again", now.restarts),
         }

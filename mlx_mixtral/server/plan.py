@@ -16,6 +16,7 @@ from mlx_mixtral.server.schema import (
     CompletionRequest,
     Generating,
     Message,
+    Prediction,
     SchemaFormat,
 )
 from mlx_mixtral.server.tools import (
@@ -61,8 +62,9 @@ class Plan:
 class Planner:
     """Makes plans for one model. Its methods may take a while and run in any thread."""
 
-    def __init__(self, lm: LanguageModel) -> None:
-        self._lm = lm
+    def __init__(self, lm: LanguageModel, speculates: bool = True) -> None:
+        """``speculates``: what an answer repeats is drafted."""
+        self._lm, self._speculates = lm, speculates
         self._grammars = Grammars(lm.tokenizer, lm.config.vocab_size)
         self._native = lm.template.name in NATIVE
 
@@ -83,6 +85,7 @@ class Planner:
             sampling=self._sampling(request, request.max_tokens or request.max_completion_tokens),
             top_logprobs=top if request.logprobs else None,
             routing=request.routing,
+            prediction=self._predicted(request.prediction),
         )
         prefix = "".join(_texts(last)) if last.prefix else ""
         return Plan(self._copies(job, request, grammar), prefix, last.prefix, calls)
@@ -121,6 +124,12 @@ class Planner:
         encode = self._lm.tokenizer.encode
         return [tuple(encode(t, bos=True) if isinstance(t, str) else t) for t in given]
 
+    def _predicted(self, given: Prediction | None) -> tuple[int, ...]:
+        if given is None:
+            return ()
+        self._check_length(_texts(given))
+        return (*self._lm.tokenizer.encode("".join(_texts(given))), self._lm.tokenizer.eos_id)
+
     def _check_length(self, texts: Any) -> None:
         """Refuses what cannot fit without tokenizing it first: no token spells 64 characters."""
         most = 64 * self._lm.config.max_position_embeddings
@@ -139,7 +148,7 @@ class Planner:
                 "stop": (stop,) if isinstance(stop, str) else tuple(stop),
                 "logit_bias": _biases(request.logit_bias or {}),
                 "seed": seed,
-                "speculate": False,
+                "speculate": self._speculates,
             }
         )
 
@@ -170,7 +179,7 @@ class Planner:
         return toolbox.grammar(f"<[{mark}]>", otherwise), mark
 
 
-def _texts(message: Message) -> list[str]:
+def _texts(message: Message | Prediction) -> list[str]:
     if isinstance(message.content, list):
         return [part.text for part in message.content]
     return [message.content or ""]

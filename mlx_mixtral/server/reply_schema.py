@@ -11,6 +11,13 @@ class CachedTokens(BaseModel):
     cached_tokens: int
 
 
+class DraftedTokens(BaseModel):
+    """What was drafted of the answers, of a prediction or of what they repeat."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int = Field(description="They are no part of an answer.")
+
+
 class UsageReply(BaseModel):
     """Tokens of a request; a prompt counts once, however many answers it gets."""
 
@@ -18,6 +25,7 @@ class UsageReply(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: DraftedTokens
 
 
 class TokenReply(BaseModel):
@@ -74,6 +82,47 @@ class ChatCompletionReply(BaseModel):
     usage: UsageReply
 
 
+class FunctionDelta(BaseModel):
+    name: str | None = Field(None, description="In the first chunk of a call.")
+    arguments: str
+
+
+class CallDelta(BaseModel):
+    """More of a call."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
+class MessageDelta(BaseModel):
+    """More of a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    tool_calls: list[CallDelta] | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: MessageDelta
+    logprobs: TokensReply | None = None
+    routing: list[list[list[int]]] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
+
+
+class ChatChunk(BaseModel):
+    """More of the answers to a conversation."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: UsageReply | None = None
+
+
 class TextTokensReply(BaseModel):
     tokens: list[str]
     token_logprobs: list[float]
@@ -97,6 +146,24 @@ class TextCompletionReply(BaseModel):
     model: str
     choices: list[TextChoice]
     usage: UsageReply
+
+
+class TextChunkChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: TextTokensReply | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class TextChunk(BaseModel):
+    """More of the continuations of texts."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChunkChoice]
+    usage: UsageReply | None = None
 
 
 class EmbeddingReply(BaseModel):

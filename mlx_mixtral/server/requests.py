@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from mlx_mixtral.generation.batch import Mask, Text, Told
 from mlx_mixtral.generation.prompt_cache import PromptCache
 from mlx_mixtral.generation.sampling import Sampler
+from mlx_mixtral.generation.speculative import Speculator
 from mlx_mixtral.generation.text import AnswerText
 from mlx_mixtral.server.jobs import Done, Job, Piece, TokenInfo
 from mlx_mixtral.server.tickets import Ticket
@@ -31,6 +33,7 @@ class Request:
         after: another one with a prompt that begins alike, and that is read first.
         embedding: mean of the hidden states [D], where that was asked for.
         over: its ``Done`` was told.
+        drafted: tokens that were drafted; ``accepted`` of them came true.
     """
 
     def __init__(self, prompt: tuple[int, ...], job: Job | None, most: int, need: int) -> None:
@@ -41,7 +44,7 @@ class Request:
         self.text: Text | None = None
         self.after: Request | None = None
         self.embedding: np.ndarray | None = None
-        self.cached = 0
+        self.cached = self.drafted = self.accepted = 0
         self._said: AnswerText | None = None
         self._arrived = perf_counter()
         self._began = self._first = self._last = 0.0
@@ -68,8 +71,12 @@ class Request:
         """Why the answer is over, if it is."""
         return self._said.reason if self._said else None
 
-    def begin(self, cache: PromptCache, tokenizer: Tokenizer) -> Text:
-        """Continue what the cache holds of the prompt."""
+    def begin(self, cache: PromptCache, tokenizer: Tokenizer, speculates: bool) -> Text:
+        """Continue what the cache holds of the prompt.
+
+        Args:
+            speculates: what repeats an earlier text is drafted, unless the job forbids it.
+        """
         self._began, self.cached = perf_counter(), len(cache.tokens)
         if self.job is None:
             self.text = Text(cache, self.prompt, None)
@@ -82,23 +89,43 @@ class Request:
             top=self.job.top_logprobs or 0,
             allowed=self._allowed if self.job.grammar else None,
             routing=self.job.routing,
+            speculator=self._speculator(self.job) if speculates else None,
         )
         return self.text
 
-    def take(self, told: Told) -> bool:
-        """The token chosen next; whether it is one of the answer, and not its end."""
+    def draft(self, most: int) -> list[int]:
+        """Tokens that the answer may go on with, ``most`` at most; no pass may be under way."""
+        if self.text is None or self._said is None:
+            return []
+        return self.text.draft(min(most, self.most - self._said.tokens - 1))
+
+    def take(self, told: Sequence[Told]) -> int:
+        """The tokens chosen next; how many of them are of the answer, and not its end or after it.
+
+        Raises:
+            ValueError: the request did not begin.
+        """
         if self.text is None or self._said is None:
             raise ValueError("the request did not begin")
         self._last = perf_counter()
         self._first = self._first or self._last
-        self.text.tokens.append(told.token)
+        self.drafted += self.text.drafted
+        self.accepted += len(told) - 1
+        self.text.take([one.token for one in told])
         before = self._said.tokens
-        text = self._said.push(told.token)
-        text += self._by_grammar(told.token) if not self._said.reason else ""
-        counts = self._said.tokens > before
+        for one in told:
+            self._say(one, self._said)
+            if self._said.reason:
+                break
+        return self._said.tokens - before
+
+    def _say(self, told: Told, said: AnswerText) -> None:
+        before = said.tokens
+        text = said.push(told.token)
+        text += self._by_grammar(told.token) if not said.reason else ""
+        counts = said.tokens > before
         if text or counts:
             self.ticket.put(Piece(text, (TokenInfo(*told),) if counts else ()))
-        return counts
 
     def end(self, reason: str, message: str = "") -> None:
         """Tell that it is over, if that was not told yet."""
@@ -114,6 +141,8 @@ class Request:
                 prompt_tokens=len(self.prompt),
                 cached_tokens=self.cached,
                 completion_tokens=tokens,
+                drafted_tokens=self.drafted,
+                accepted_tokens=self.accepted,
                 waited_s=(self._began or perf_counter()) - self._arrived,
                 first_s=self._first - self._arrived if self._first else 0.0,
                 tokens_per_second=(tokens - 1) / spent if spent and tokens > 1 else 0.0,
@@ -121,6 +150,12 @@ class Request:
             )
         )
         self.text = None
+
+    def _speculator(self, job: Job) -> Speculator | None:
+        # What a grammar allows is asked for one token after another.
+        if not job.sampling.speculate or job.grammar:
+            return None
+        return Speculator(self.prompt, prediction=job.prediction)
 
     def _by_grammar(self, token: int) -> str:
         """Tell the grammar; the rest of the text, if that ends the answer."""

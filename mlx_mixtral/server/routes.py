@@ -9,16 +9,20 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
+from mlx_mixtral.server.description import events_of
 from mlx_mixtral.server.failure import Refusal
 from mlx_mixtral.server.metrics import KIND, Metrics
 from mlx_mixtral.server.reply_schema import (
+    ChatChunk,
     ChatCompletionReply,
     EmbeddingsReply,
     HealthReply,
     ModelReply,
     ModelsReply,
+    TextChunk,
     TextCompletionReply,
     TextReply,
     TokenIdsReply,
@@ -34,26 +38,21 @@ from mlx_mixtral.server.service import JSONReply, Service, unless_gone
 from mlx_mixtral.server.tools import described
 
 
-def _answers(model: Any) -> dict[int | str, dict[str, Any]]:
+def _answers(model: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """How a reply that may be streamed is described."""
-    text = {
-        "description": "With stream: true. Each event holds a chunk of the answers, or an error; "
-        "the last one holds [DONE]. Lines that begin with a colon say that work goes on.",
-        "schema": {"type": "string"},
-    }
-    return {200: {"model": model, "content": {"text/event-stream": text}}}
+    return {200: {"model": model, "content": {"text/event-stream": events_of(chunk)}}}
 
 
 def answer_routes(service: Service) -> APIRouter:
     """Where answers are asked for."""
     routes = APIRouter(tags=["answers"])
 
-    @routes.post("/v1/chat/completions", responses=_answers(ChatCompletionReply))
+    @routes.post("/v1/chat/completions", responses=_answers(ChatCompletionReply, ChatChunk))
     async def chat_completions(request: Request, asked: ChatRequest) -> Response:
         """Answer a conversation."""
         return await service.chat(request, asked)
 
-    @routes.post("/v1/completions", responses=_answers(TextCompletionReply))
+    @routes.post("/v1/completions", responses=_answers(TextCompletionReply, TextChunk))
     async def completions(request: Request, asked: CompletionRequest) -> Response:
         """Continue a text, without the model's form for chats."""
         return await service.complete(request, asked)

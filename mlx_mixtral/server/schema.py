@@ -129,6 +129,13 @@ class SchemaFormat(Strict):
 ResponseFormat = Annotated[TextFormat | AnyObjectFormat | SchemaFormat, Field(discriminator="type")]
 
 
+class Prediction(Strict):
+    """What the answer is expected to say, for the most part."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+
 class StreamOptions(Strict):
     """How to stream."""
 
@@ -191,6 +198,9 @@ class ChatRequest(Generating):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    prediction: Prediction | None = Field(
+        None, description="What of it the answer repeats comes sooner; no answer is changed by it."
+    )
     tools: list[Tool] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required", "any"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = Field(None, description="False: one call at most.")

@@ -50,7 +50,7 @@ class Service:
     def __init__(self, lm: LanguageModel, engine: Engine, settings: Settings) -> None:
         self.lm, self.engine, self.settings = lm, engine, settings
         self.model = ServedModel.of(lm, settings.name, settings.aliases)
-        self.planner = Planner(lm)
+        self.planner = Planner(lm, settings.speculates)
         self.stopping = False
 
     def stop(self) -> None:

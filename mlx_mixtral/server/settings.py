@@ -49,6 +49,7 @@ class Settings:
         origins: pages of other servers that may use it from a browser (CORS).
         name: of the model, for clients; ``aliases`` (with * for anything) mean it too.
         log_prompts: write prompts and answers into the log.
+        speculates: what an answer repeats is drafted (``generation/speculative.py``).
 
     Raises:
         UsageError: another address than the loopback with neither a key nor ``open_to_all``;
@@ -64,6 +65,7 @@ class Settings:
     name: str | None = None
     aliases: tuple[str, ...] = ()
     log_prompts: bool = False
+    speculates: bool = True
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -61,6 +61,7 @@ class Telemetry:
                 "prompt_tokens": record.usage.prompt,
                 "cached_tokens": record.usage.cached,
                 "completion_tokens": record.usage.completion,
+                "accepted_tokens": record.usage.accepted,
             }
         if record.first_s is not None:
             about["first_token_s"] = round(record.first_s, 3)

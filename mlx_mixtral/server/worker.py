@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from mlx_mixtral.generation.batch import Pass, Text
+from mlx_mixtral.generation.batch import Pass, Take, Text
 from mlx_mixtral.generation.kv import KVSettings
 from mlx_mixtral.generation.prefill import chunk_after
 from mlx_mixtral.generation.prompt_cache import PromptCache, shared_tokens
+from mlx_mixtral.generation.speculative import LONGEST_DRAFT
 from mlx_mixtral.server.prefixes import Prefixes
 from mlx_mixtral.server.requests import Request
 from mlx_mixtral.server.schedule import Schedule, Stride
@@ -30,7 +31,7 @@ class Worker:
     Attributes:
         schedule: the jobs. ``prefixes``: what is kept of those that are over.
         finished: how many are over, by reason.
-        counts: tokens ("prompt", "cached", "completion") and "passes".
+        counts: tokens ("prompt", "cached", "completion", "drafted", "accepted") and "passes".
         longest: seconds that answers stood still at most.
         ends: when the last jobs were over (``perf_counter``).
     """
@@ -109,7 +110,9 @@ class Worker:
                     request.after = other
                     return
             cache = self.prefixes.lend(request.prompt, live)
-        text = request.begin(cache or PromptCache(self._lm.config, self._kv), self._lm.tokenizer)
+        cache = cache or PromptCache(self._lm.config, self._kv)
+        # Where experts are read for each pass, looking up does not pay (``generation/text.py``).
+        text = request.begin(cache, self._lm.tokenizer, speculates=self._lm.streaming is None)
         self._requests[text] = request
         self.counts["cached"] += request.cached
 
@@ -128,24 +131,29 @@ class Worker:
                 self.prefixes.keep(text.cache)
             mx.clear_cache()
         self.finished[reason] += 1
+        self.counts["drafted"] += request.drafted
+        self.counts["accepted"] += request.accepted
         self.ends.append(perf_counter())
         request.end(reason, message)
 
     # --- what
 
     def _may_overlap(self) -> bool:
-        """All that runs is being answered, and nothing new can begin."""
-        return not self.schedule.ready and all(r.answering for r in self.schedule.running)
+        """All that runs is being answered, nothing new can begin, and nothing is drafted."""
+        running = self.schedule.running
+        if self.schedule.ready or not all(r.answering for r in running):
+            return False
+        return not any(r.text and (r.text.drafted or r.draft(1)) for r in running)
 
-    def _following(self) -> list[tuple[Text, int]]:
+    def _following(self) -> list[Take]:
         """The tokens that the present pass chooses, where they are not the last."""
-        return [(r.text, 1) for r in self.schedule.running if r.text and r.more]
+        return [Take(r.text, 1) for r in self.schedule.running if r.text and r.more]
 
-    def _planned(self) -> list[tuple[Text, int]]:
+    def _planned(self) -> list[Take]:
         """A token of each answer, and as much of the prompts as does not take too long."""
         running = self.schedule.running
-        answers = [(r.text, 1) for r in running if r.text and r.answering]
         reading = [r.text.read for r in running if r.text and r.unread]
+        answers = self._answers(drafted=not reading)
         if not reading:
             return answers
         most = chunk_after(self._lm.config, max(reading))
@@ -153,9 +161,20 @@ class Worker:
         read = sum(shares.values())
         self.counts["prompt"] += read
         self._reading = len(answers) + read, perf_counter()
-        return answers + [(r.text, count) for r, count in shares.items() if r.text]
+        return answers + [Take(r.text, count) for r, count in shares.items() if r.text]
 
-    def _begin(self, takes: list[tuple[Text, int]], before: Pass | None) -> Pass | None:
+    def _answers(self, drafted: bool) -> list[Take]:
+        """A token of each answer, and drafts of them while a pass has few rows."""
+        answering = [r for r in self.schedule.running if r.answering]
+        left = 1 + LONGEST_DRAFT - len(answering) if drafted else 0
+        takes = []
+        for request in answering:
+            if request.text:
+                takes.append(Take(request.text, 1, request.draft(max(0, left))))
+                left -= len(takes[-1].draft)
+        return takes
+
+    def _begin(self, takes: list[Take], before: Pass | None) -> Pass | None:
         if not takes:
             return None
         self.counts["passes"] += 1

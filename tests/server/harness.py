@@ -24,7 +24,8 @@ from mlx_mixtral.server.settings import Settings
 STATUS = EngineStatus(
     alive=True, accepting=True, restarts=0, running=0, running_limit=8, waiting=0,
     waiting_limit=8, kv_bytes=0, kv_limit=1, prefix_bytes=0, prefix_limit=1, prompt_tokens=0,
-    cached_tokens=0, completion_tokens=0, finished={}, refused=0, passes=0, longest_pass_s=0.0,
+    cached_tokens=0, completion_tokens=0, drafted_tokens=0, accepted_tokens=0, finished={},
+    refused=0, passes=0, longest_pass_s=0.0,
 )  # fmt: skip
 
 

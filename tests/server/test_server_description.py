@@ -58,6 +58,32 @@ def test_replies_are_as_described(server, mode):
     assert server.answers()
 
 
+TALK = {"messages": [{"role": "user", "content": "What is the weather?"}], "max_tokens": 40}
+TOOL = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", TALK),
+        ("/v1/chat/completions", TALK | {"logprobs": True, "top_logprobs": 2, "routing": True}),
+        ("/v1/chat/completions", TALK | {"n": 2, "stream_options": {"include_usage": True}}),
+        ("/v1/chat/completions", TALK | {"tools": [TOOL], "tool_choice": "required"}),
+        ("/v1/completions", {"prompt": ["a", "b"], "logprobs": 2}),
+    ],
+    ids=["plain", "detailed", "usage", "tools", "texts"],
+)
+def test_events_are_as_described(server, path, asked):
+    described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    json = {"content-type": "application/json"}
+    case = described[path]["POST"].Case(
+        body=asked | {"stream": True}, media_type="application/json", headers=json
+    )
+    reply = case.call(timeout=60)
+    assert reply.headers["content-type"][0].startswith("text/event-stream")
+    case.validate_response(reply, checks=CHECKS[1:4])
+
+
 def test_the_description_names_what_counts(server):
     api = httpx2.get(f"{server.url}/openapi.json").json()
     assert set(api["paths"]) >= {
@@ -76,5 +102,5 @@ def test_it_can_be_read_offline(server):
     assert "<script" not in page.text
     assert "http" not in page.text.replace("http.", "")
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    for name in ("response_format", "POST /v1/chat/completions", "routing"):
+    for name in ("response_format", "POST /v1/chat/completions", "routing", "ChatChunk</a>"):
         assert name in page.text

@@ -45,6 +45,13 @@ def test_random_seed(mistral):
     assert first == same != other
 
 
+def test_a_prediction_comes_true(mistral):
+    reply = ask(mistral, prediction={"type": "content", "content": ANSWER})
+    assert reply.choices[0].message.content == ANSWER
+    told = reply.usage.model_dump()["completion_tokens_details"]
+    assert told["accepted_prediction_tokens"] >= 9  # of 13, of which a pass gives one anyhow
+
+
 def test_a_prefix_is_gone_on_with(mistral):
     prefix = "A violin is a stringed"
     messages = [*user(), {"role": "assistant", "content": prefix, "prefix": True}]

@@ -55,6 +55,23 @@ def test_a_chat(client):
     assert usage.total_tokens == 21
 
 
+def test_a_prediction_makes_it_come_sooner(client):
+    """An edit: most of the text is known. It changes nothing but what is counted."""
+    text = "Lily had a dog called Dot. The dog went to the school. The dog was lost at the lake."
+    ask_for = f"Replace dog by cat in: {text}"
+    plain = ask(client, ask_for, max_tokens=60)
+    foretold = {"type": "content", "content": text}
+    edited = ask(client, ask_for, max_tokens=60, prediction=foretold)
+    assert edited.choices[0].message.content == plain.choices[0].message.content
+    details = edited.usage.completion_tokens_details
+    assert details.accepted_prediction_tokens > 5
+    answer = plain.choices[0].message.content
+    parts = {"type": "content", "content": [{"type": "text", "text": answer}]}
+    known = ask(client, ask_for, max_tokens=60, prediction=parts)
+    assert known.choices[0].message.content == answer
+    assert known.usage.completion_tokens_details.accepted_prediction_tokens > 45
+
+
 def test_streamed_it_is_the_same(client):
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
