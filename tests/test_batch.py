@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,20 @@ def test_a_model_without_experts_tells_of_none(tmp_path: Path) -> None:
     assert told.experts is None
 
 
+class Only:
+    """Forces nothing."""
+
+    def __init__(self, mask: Callable[[], np.ndarray]) -> None:
+        self._mask = mask
+
+    def forced(self) -> list[int]:
+        return []
+
+    def mask(self, after: Sequence[int]) -> np.ndarray:
+        assert not after
+        return self._mask()
+
+
 @settings(max_examples=20)
 @given(st.lists(st.integers(0, 95), min_size=1, max_size=20))
 def test_only_what_is_allowed_is_chosen(mixture: Transformer, allowed: list[int]) -> None:
@@ -216,7 +230,7 @@ def test_only_what_is_allowed_is_chosen(mixture: Transformer, allowed: list[int]
         return np.packbits(bits, bitorder="little").view(np.uint32)
 
     texts = texts_of(mixture, [Sampling()] * 3)
-    texts[1].allowed = mask
+    texts[1].constraint = Only(mask)
     run(mixture, texts, 4)
     answer = texts[1].tokens[len(PROMPTS[1]) :][:4]
     assert set(answer) <= set(allowed)
@@ -229,7 +243,7 @@ def test_only_what_is_allowed_is_chosen(mixture: Transformer, allowed: list[int]
 
 def test_a_mask_shorter_than_the_vocabulary_allows_nothing_beyond(mixture: Transformer) -> None:
     (text,) = texts_of(mixture, [Sampling(temperature=100.0, seed=1)])
-    text.allowed = lambda: np.array([0xFFFFFFFF], np.uint32)
+    text.constraint = Only(lambda: np.array([0xFFFFFFFF], np.uint32))
     run(mixture, [text], 30)
     assert max(text.tokens[3:]) < 32
 

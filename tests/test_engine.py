@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from mlx_mixtral.generation.text import Completion
 from mlx_mixtral.loading import LanguageModel, load_model
 from mlx_mixtral.server import engine as engine_module
 from mlx_mixtral.server.engine import Engine
+from mlx_mixtral.server.grammar import Grammars, json_grammar, keeper
 from mlx_mixtral.server.jobs import Busy, Done, Event, Job, Piece, TokenInfo
 from mlx_mixtral.server.prefixes import Prefixes
 from mlx_mixtral.server.requests import Request
@@ -297,13 +300,17 @@ def test_a_stop_within_a_draft_ends_the_answer_there(
 class Words:
     """Lets through a number, then an end; a check of how it is used as well."""
 
+    def forced(self) -> Sequence[int]:
+        return ()
+
     def __init__(self, allowed: Sequence[int], length: int, fails: str = "") -> None:
         self.allowed, self.length, self.fails = allowed, length, fails
         self.accepted: list[int] = []
         self.asked = 0
         self.threads: set[str] = set()
 
-    def mask(self) -> np.ndarray | None:
+    def mask(self, after: Sequence[int]) -> np.ndarray | None:
+        assert not after
         self.threads.add(threading.current_thread().name)
         assert self.asked == len(self.accepted)  # once a token
         self.asked += 1
@@ -342,6 +349,60 @@ def test_grammars_hold(lm: LanguageModel, engine: Callable[..., Engine]) -> None
         assert grammar.threads == {"engine"}
     for asked, events in zip(jobs, found[3:], strict=True):
         assert said(events) == alone(lm, asked)
+
+
+RECORD = {
+    "type": "object",
+    "properties": {
+        "the_name_of_the_person": {"type": "string", "maxLength": 6},
+        "whether_it_is_true": {"type": "boolean"},
+        "a_constant": {"const": "always the same text"},
+        "numbers": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3},
+    },
+    "required": ["the_name_of_the_person", "whether_it_is_true", "a_constant", "numbers"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.0, "seed": 4, "top_p": 0.9},
+     {"temperature": 0.7, "seed": 5, "presence_penalty": 1.0, "repetition_penalty": 1.1}],
+    ids=["greedy", "sampled", "top-p", "penalties"],
+)  # fmt: skip
+def test_what_a_grammar_forces_is_read_at_once(
+    demo: LanguageModel, engine: Callable[..., Engine], settings: dict[str, Any]
+) -> None:
+    """The same tokens, chances and experts as token by token, in fewer passes."""
+    grammars = Grammars(demo.tokenizer, demo.config.vocab_size)
+    prompt = demo.template.encode([{"role": "user", "content": "Describe someone."}])
+    found, passes = {}, {}
+    for ahead in (False, True):
+        one = engine(demo)
+        asked = [
+            job(
+                prompt,
+                most,
+                **settings,
+                speculate=ahead,
+                top_logprobs=2,
+                routing=True,
+                grammar=keeper(grammars.compiled(json_grammar(RECORD))),
+            )
+            for most in (200, 30, 31, 32)
+        ]
+        found[ahead] = answers(one, asked)
+        passes[ahead] = one.status().passes
+    for plain, jumped in zip(found[False], found[True], strict=True):
+        assert said(plain) == said(jumped)
+        for one_token, same in zip(infos(plain), infos(jumped), strict=True):
+            assert one_token.logprob == pytest.approx(same.logprob, abs=2e-3)
+            assert one_token.experts == same.experts
+        assert done(jumped).accepted_tokens == done(jumped).drafted_tokens
+    text, _, reason = said(found[True][0])
+    assert reason == "stop"
+    jsonschema.validate(json.loads(text), RECORD)
+    assert passes[True] < passes[False] / 2
 
 
 @pytest.mark.parametrize(
@@ -474,10 +535,10 @@ class Gate(Words):
         super().__init__([5], 1)
         self.open, self.reached = threading.Event(), threading.Event()
 
-    def mask(self) -> np.ndarray | None:
+    def mask(self, after: Sequence[int]) -> np.ndarray | None:
         self.reached.set()
         assert self.open.wait(20)
-        return super().mask()
+        return super().mask(after)
 
 
 def test_the_queue_is_bounded(lm: LanguageModel, engine: Callable[..., Engine]) -> None:

@@ -6,11 +6,11 @@ padded: every text keeps a cache of its own, as if it were alone (see ``model/to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -26,6 +26,16 @@ Mask = np.ndarray | None
 """Which tokens may come: bit i % 32 of word i // 32 (uint32); None: any."""
 
 
+class Constraint(Protocol):
+    """What an answer is held to. Asked when all of the text's tokens are known."""
+
+    def forced(self) -> Sequence[int]:
+        """Tokens to come next, of which each is the only one allowed after those before it."""
+
+    def mask(self, after: Sequence[int]) -> Mask:
+        """What may come after the first few of those that are forced, or now."""
+
+
 class Text:
     """A text that is read, and then answered.
 
@@ -34,7 +44,7 @@ class Text:
         tokens: those known to the host: the prompt, and of the answer what was told.
         sampler: chooses the answer's; None: there is no answer, only ``pooled``.
         top: so many of the likeliest tokens are told with each.
-        allowed: asked, once all ``tokens`` are known, what may come after them; None: anything.
+        constraint: which tokens may come; None: any.
         routing: tell the experts, if there are any.
         pooled: sum of the hidden states [D] of what was read, where there is no sampler.
         drafted: tokens of a draft that the pass under way reads.
@@ -47,16 +57,16 @@ class Text:
         sampler: Sampler | None,
         *,
         top: int = 0,
-        allowed: Callable[[], Mask] | None = None,
+        constraint: Constraint | None = None,
         routing: bool = False,
         speculator: Speculator | None = None,
     ) -> None:
         """
         Args:
-            speculator: looks up drafts; None: there are none. Not with ``allowed``.
+            speculator: looks up drafts; None: there are none, but for what is forced.
         """
         self.cache, self.tokens, self.sampler = cache, list(prompt), sampler
-        self.top, self.allowed, self.routing = top, allowed, routing
+        self.top, self.constraint, self.routing = top, constraint, routing
         self.pooled: mx.array | None = None
         self.drafted = 0
         self._speculator = speculator
@@ -77,20 +87,22 @@ class Text:
 
     def draft(self, most: int) -> list[int]:
         """Tokens that may come after those known, ``most`` at most; no pass may be under way."""
-        if not self._speculator:
-            return []
-        return self._speculator.looked_up(0, min(most, self.cache.spare()))
+        most = min(most, self.cache.spare())
+        if self.constraint:
+            return list(self.constraint.forced()[:most])
+        return self._speculator.looked_up(0, most) if self._speculator else []
 
     def take(self, tokens: Sequence[int]) -> None:
         """What a pass chose: as much of its draft as came true, and a token more.
 
         To be called for every pass that chose; what came of a draft is known afterwards.
         """
-        if self.drafted and self.sampler and self._speculator:
+        if self.drafted and self.sampler:
             right = len(tokens) - 1
             self.cache.drop(self.drafted - right)
             self.sampler.keep(len(tokens))
-            self._speculator.judge(self.drafted, right, 0.0)
+            if self._speculator:
+                self._speculator.judge(self.drafted, right, 0.0)
             self.drafted = 0
         self.tokens += tokens
         if self._speculator:
@@ -172,7 +184,7 @@ class Pass:
             take.text.drafted = len(take.draft)
         # Those whose choice waits for the host come last.
         chosen = [take for take in takes if take.text.sampler and take.text.unread <= 0]
-        self._takes = sorted(chosen, key=lambda take: take.text.allowed is not None)
+        self._takes = sorted(chosen, key=lambda take: take.text.constraint is not None)
         self._tokens, self._logprobs = mx.array([], mx.uint32), mx.array([])
         if self._takes:
             self._read_out(model, _rows(takes, self._takes), records)
@@ -183,8 +195,8 @@ class Pass:
         return [take.text for take in self._takes]
 
     def choose_late(self) -> None:
-        """Choose for the texts that have ``allowed``, which is asked now."""
-        self._choose([take for take in self._takes if take.text.allowed])
+        """Choose for the texts that have a constraint, which is asked now."""
+        self._choose([take for take in self._takes if take.text.constraint])
 
     def told(self) -> list[tuple[Text, list[Told]]]:
         """Wait for the pass; what it chose for each text, to be told to ``Text.take``."""
@@ -227,7 +239,7 @@ class Pass:
         whole = asked == [*range(len(self._hidden))]
         hidden = self._hidden if whole else self._hidden[mx.array(asked)]
         self._logits = model.head(hidden).astype(mx.float32)
-        self._choose([take for take in self._takes if not take.text.allowed])
+        self._choose([take for take in self._takes if not take.text.constraint])
         self._top = _likeliest(self._logits, max(row.text.top for row in rows))
         self._experts = _chosen_experts(records, rows, len(self._hidden))
         mx.async_eval(self._logits, self._top, self._experts)
@@ -235,7 +247,7 @@ class Pass:
     def _choose(self, takes: Sequence[Take]) -> None:
         """Choose for some more of the texts, the next ones in order."""
         choices = [
-            Choice(take.text.sampler, take.asked, self._allowed(take.text))
+            Choice(take.text.sampler, take.asked, self._allowed(take))
             for take in takes
             if take.text.sampler
         ]
@@ -249,15 +261,19 @@ class Pass:
         self._logprobs = mx.concatenate([self._logprobs, logprobs])
         mx.async_eval(self._tokens, self._logprobs)
 
-    def _allowed(self, text: Text) -> mx.array | None:
-        """[V], which tokens may follow; None: all."""
-        packed = text.allowed() if text.allowed else None
+    def _allowed(self, take: Take) -> mx.array | None:
+        """[asked, V], which tokens may be chosen; None: all."""
+        if not take.text.constraint:
+            return None
+        packed = take.text.constraint.mask(take.draft)
         if packed is None:
             return None
         padded = np.zeros(-(-self._vocab // 32), np.uint32)
         padded[: len(packed)] = packed[: len(padded)]
         words, ids = mx.array(padded), mx.arange(self._vocab, dtype=mx.uint32)
-        return (words[ids // 32] >> (ids % 32)) & 1 == 1
+        last = (words[ids // 32] >> (ids % 32)) & 1 == 1
+        forced = [ids == token for token in take.draft]
+        return mx.stack([*forced, last])
 
 
 def _known(takes: Sequence[Take]) -> mx.array:

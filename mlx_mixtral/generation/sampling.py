@@ -170,17 +170,22 @@ class Sampler:
         tokens = self.choose_successive(logits)
         return tokens, log_probabilities(logits, tokens)
 
-    def choose_successive(self, logits: mx.array) -> mx.array:
-        """As ``successive``, from logits [n, V] in float32, the tokens [n] alone."""
+    def choose_successive(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        """As ``successive``, from logits [n, V] in float32, the tokens [n] alone.
+
+        Args:
+            allowed: [n, V], which tokens may be chosen at each place; None: all.
+        """
         count, first = logits.shape[0], self._place
         if not self._looks_back:
             # Nothing but the random numbers differs from one place to the next.
-            tokens = self._choose(logits, self._noise)
+            tokens = self._choose(logits, self._noise, allowed)
             self._states = [(first + n, self._recent, None) for n in range(1, count + 1)]
             return tokens
         chosen = []
         for n in range(count):
-            chosen.append(self.choose(logits[n : n + 1]))
+            mask = None if allowed is None else allowed[n]
+            chosen.append(self.choose(logits[n : n + 1], mask))
             self._states.append((self._place, self._recent, self._counts))
         return mx.concatenate(chosen)
 
@@ -246,7 +251,7 @@ class Choice(NamedTuple):
     Attributes:
         rows: of logits, of places that follow each other. If there are several, ``keep`` of the
             sampler has to be called afterwards.
-        allowed: [V], which tokens may be chosen in its one row; None: all.
+        allowed: [rows, V], which tokens may be chosen; None: all.
     """
 
     sampler: Sampler
@@ -256,7 +261,7 @@ class Choice(NamedTuple):
     def made(self, logits: mx.array) -> mx.array:
         """From logits [rows, V] in float32, the tokens [rows]."""
         if self.rows > 1:
-            return self.sampler.choose_successive(logits)
+            return self.sampler.choose_successive(logits, self.allowed)
         return self.sampler.choose(logits, self.allowed)
 
 

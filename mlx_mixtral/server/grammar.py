@@ -7,7 +7,7 @@ and colon: where a model may choose its blanks, it may choose nothing else any m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,17 @@ class Keeper:
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
-    def mask(self) -> np.ndarray:
-        """The tokens that may come next, a bit each."""
+    def forced(self) -> list[int]:
+        """The tokens that have to come next: names of properties, for one."""
+        return self._matcher.compute_ff_tokens()
+
+    def mask(self, after: Sequence[int] = ()) -> np.ndarray:
+        """The tokens that may come next, or after some that are forced, a bit each."""
+        ahead = self._matcher.try_consume_tokens(list(after)) if after else 0
         mask = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
+        if ahead:
+            self._matcher.rollback(ahead)
+        if self._matcher.is_error() or ahead < len(after):
             raise MixtralError(f"the grammar became too costly ({self._matcher.get_error()})")
         return np.frombuffer(mask, np.uint32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,10 +20,13 @@ MOST_TOP = 20
 class Grammar(Protocol):
     """What an answer has to keep to. Made anew for each job; the engine's thread alone calls it."""
 
-    def mask(self) -> np.ndarray | None:
-        """Which tokens may come next: bit i % 32 of word i // 32 (uint32), end tokens included.
+    def forced(self) -> Sequence[int]:
+        """Tokens to come next, of which each is the only one allowed after those before it."""
 
-        None: any of them.
+    def mask(self, after: Sequence[int]) -> np.ndarray | None:
+        """Which tokens may come after the first few of those that are forced, or now.
+
+        Bit i % 32 of word i // 32 (uint32), end tokens included. None: any of them.
         """
 
     def accept(self, token: int) -> None:

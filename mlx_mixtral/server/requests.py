@@ -28,7 +28,6 @@ class Request:
         most: tokens that the answer may have.
         need: bytes that its keys and values may come to.
         ticket: where it is told of.
-        failure: why it cannot go on, though the others can.
         text: what is read and answered, once it runs.
         after: another one with a prompt that begins alike, and that is read first.
         embedding: mean of the hidden states [D], where that was asked for.
@@ -40,12 +39,12 @@ class Request:
         self.prompt, self.job, self.most, self.need = prompt, job, most, need
         self.ticket = Ticket()
         self.over = False
-        self.failure: str | None = None
         self.text: Text | None = None
         self.after: Request | None = None
         self.embedding: np.ndarray | None = None
         self.cached = self.drafted = self.accepted = 0
         self._said: AnswerText | None = None
+        self._held = Held(job) if job and job.grammar else None
         self._arrived = perf_counter()
         self._began = self._first = self._last = 0.0
 
@@ -65,6 +64,11 @@ class Request:
     def more(self) -> bool:
         """There may be a token after the one that is being chosen."""
         return self._said is not None and self._said.tokens + 1 < self.most
+
+    @property
+    def failure(self) -> str | None:
+        """Why it cannot go on, though the others can."""
+        return self._held.failure if self._held else None
 
     @property
     def reason(self) -> str | None:
@@ -87,7 +91,7 @@ class Request:
             self.prompt,
             Sampler(self.job.sampling, self.prompt),
             top=self.job.top_logprobs or 0,
-            allowed=self._allowed if self.job.grammar else None,
+            constraint=self._held,
             routing=self.job.routing,
             speculator=self._speculator(self.job) if speculates else None,
         )
@@ -122,7 +126,9 @@ class Request:
     def _say(self, told: Told, said: AnswerText) -> None:
         before = said.tokens
         text = said.push(told.token)
-        text += self._by_grammar(told.token) if not said.reason else ""
+        if self._held and not said.reason and self._held.accept(told.token):
+            said.reason = "stop"
+            text += said.flush()
         counts = said.tokens > before
         if text or counts:
             self.ticket.put(Piece(text, (TokenInfo(*told),) if counts else ()))
@@ -132,6 +138,8 @@ class Request:
         if self.over:
             return
         self.over = True
+        if self._held:
+            self._held.close()
         tokens = self._said.tokens if self._said else 0
         spent = self._last - self._first
         self.ticket.put(
@@ -152,30 +160,43 @@ class Request:
         self.text = None
 
     def _speculator(self, job: Job) -> Speculator | None:
-        # What a grammar allows is asked for one token after another.
-        if not job.sampling.speculate or job.grammar:
+        # What a grammar forces is known already, and what else it allows is not.
+        if self._held or not job.sampling.speculate:
             return None
         return Speculator(self.prompt, prediction=job.prediction)
 
-    def _by_grammar(self, token: int) -> str:
-        """Tell the grammar; the rest of the text, if that ends the answer."""
-        if not self.job or not self.job.grammar or not self._said:
-            return ""
+
+class Held:
+    """A job's grammar as a ``Constraint``. Its failures end the job alone: it came from outside.
+
+    Attributes:
+        failure: what went wrong; nothing is asked of the grammar any more then.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.failure: str | None = None
+        self._grammar, self._ahead = job.grammar, job.sampling.speculate
+
+    def close(self) -> None:
+        """The job is over, though a pass with it may be under way."""
+        self._grammar = None
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that have to come next; none where the job forbids to go ahead."""
+        if not self._grammar or not self._ahead:
+            return ()
         try:
-            self.job.grammar.accept(token)
-            if not self.job.grammar.done:
-                return ""
+            return self._grammar.forced()
         except Exception as error:
             self._fail(error)
-            return ""
-        self._said.reason = "stop"
-        return self._said.flush()
+            return ()
 
-    def _allowed(self) -> Mask:
-        if self.over or self.failure or not self.job or not self.job.grammar:
+    def mask(self, after: Sequence[int]) -> Mask:
+        """Which tokens may come after some of those."""
+        if not self._grammar:
             return None
         try:
-            mask = self.job.grammar.mask()
+            mask = self._grammar.mask(after)
             if mask is not None and not mask.any():
                 raise ValueError("the grammar allows no token")
         except Exception as error:
@@ -183,10 +204,21 @@ class Request:
             return None
         return mask
 
+    def accept(self, token: int) -> bool:
+        """A token came; whether it was the last one."""
+        if not self._grammar:
+            return False
+        try:
+            self._grammar.accept(token)
+            return self._grammar.done
+        except Exception as error:
+            self._fail(error)
+            return False
+
     def _fail(self, error: Exception) -> None:
-        """Of a grammar, which came from outside: it concerns nobody else."""
         log.error("a grammar failed", exc_info=error)
         self.failure = f"the grammar failed ({one_line(error)})"
+        self._grammar = None
 
 
 def one_line(error: BaseException) -> str:
