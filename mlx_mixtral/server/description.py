@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from mlx_mixtral.server.failure import ErrorReply
 from mlx_mixtral.server.reply_schema import ChatChunk, TextChunk
+from mlx_mixtral.server.responses.described import EVENTS
 
 _PLACE = "#/components/schemas/{model}"
 
@@ -19,25 +19,31 @@ class DescribedAPI(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             schemas = super().openapi()["components"]["schemas"]
-            for model in (ChatChunk, TextChunk):
+            models: list[type[BaseModel]] = [ChatChunk, TextChunk, *EVENTS]
+            for model in models:
                 own = model.model_json_schema(ref_template=_PLACE, mode="serialization")
-                for name, schema in (own.pop("$defs") | {model.__name__: own}).items():
+                for name, schema in (own.pop("$defs", {}) | {model.__name__: own}).items():
                     schemas.setdefault(name, schema)
         return super().openapi()
 
 
-def events_of(chunk: type[BaseModel]) -> dict[str, Any]:
-    """A stream of events that hold such chunks, as OpenAPI 3.2 describes one (and FastAPI 3.1)."""
-    held = [{"$ref": _PLACE.format(model=model.__name__)} for model in (chunk, ErrorReply)]
-    data = {
+def events_of(*held: type[BaseModel], end: str) -> dict[str, Any]:
+    """A stream of events that hold such objects, as OpenAPI 3.2 describes one (and FastAPI 3.1).
+
+    Args:
+        end: what the last one holds instead; "" for none.
+    """
+    choices = [{"$ref": _PLACE.format(model=model.__name__)} for model in held]
+    data: dict[str, Any] = {
         "type": "string",
-        "if": {"const": "[DONE]"},
-        "else": {"contentMediaType": "application/json", "contentSchema": {"anyOf": held}},
+        "if": {"const": end},
+        "else": {"contentMediaType": "application/json", "contentSchema": {"anyOf": choices}},
     }
+    last = f"The last one is {end}. " if end else ""
     return {
         "itemSchema": {
-            "description": "With stream: true. Each event holds a chunk of the answers, or an "
-            "error; the last one [DONE]. Lines that begin with a colon say that work goes on.",
+            "description": f"In events, with stream: true. {last}Lines that begin with a colon say "
+            "that work goes on.",
             "type": "object",
             "properties": {"data": data},
             "required": ["data"],

@@ -51,12 +51,14 @@ class Plan:
         prefix: a text that every answer begins with and that the model did not write.
         goes_on: the answer continues a text, so that a space before its first word counts.
         calls: what calls of functions begin with: a token, a text, or None: there are none.
+        each: answers to each prompt.
     """
 
     jobs: tuple[Job, ...]
     prefix: str = ""
     goes_on: bool = False
     calls: int | str | None = None
+    each: int = 1
 
 
 class Planner:
@@ -88,7 +90,8 @@ class Planner:
             prediction=self._predicted(request.prediction),
         )
         prefix = "".join(_texts(last)) if last.prefix else ""
-        return Plan(self._copies(job, request, grammar), prefix, last.prefix, calls)
+        jobs = self._copies(job, request, grammar)
+        return Plan(jobs, prefix, last.prefix, calls, each=request.n or 1)
 
     def completion(self, request: CompletionRequest) -> Plan:
         """Of texts to be continued. Raises as ``chat`` does."""
@@ -98,7 +101,7 @@ class Planner:
             sampling = self._sampling(request, request.max_tokens)
             job = Job(prompt=prompt, sampling=sampling, top_logprobs=request.logprobs)
             jobs += self._copies(job, request, None)
-        return Plan(tuple(jobs), goes_on=True)
+        return Plan(tuple(jobs), goes_on=True, each=request.n or 1)
 
     def conversation(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()

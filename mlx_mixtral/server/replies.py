@@ -6,22 +6,42 @@ import json
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from mlx_mixtral.server.answers import Answer, Part, Usage
+from mlx_mixtral.server.failure import json_bytes, refusal_of
 from mlx_mixtral.server.jobs import TokenInfo
-from mlx_mixtral.server.schema import ChatRequest, CompletionRequest
+from mlx_mixtral.server.schema import ChatRequest, CompletionRequest, StreamOptions
 from mlx_mixtral.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
 _LEAST = -9999.0  # what OpenAI says of what cannot be; JSON has no infinity
 
 
+class Reply(Protocol):
+    """How answers are told on one route: as one object, or in the frames of a stream."""
+
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        """All answers at once."""
+
+    def first(self, index: int) -> bytes | None:
+        """What opens an answer."""
+
+    def chunk(self, index: int, part: Part, usage: Usage | None) -> bytes | None:
+        """More of an answer, if there is anything to tell; the usage comes with the last part."""
+
+    def end(self, usage: Usage | None) -> bytes:
+        """What closes the stream."""
+
+    def failed(self, error: Exception) -> bytes:
+        """What closes it instead."""
+
+
 class ChatReply:
     """The answers to ``POST /v1/chat/completions``."""
 
     def __init__(self, request: ChatRequest, model: str, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._options = tokenizer, request.stream_options
         self._logprobs, self._routing = bool(request.logprobs), request.routing
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
         self._model = model
@@ -43,9 +63,10 @@ class ChatReply:
         """The chunk that opens an answer."""
         return self._framed(index, '{"role": "assistant", "content": ""}', "null")
 
-    def chunk(self, index: int, part: Part, usage: Usage | None = None) -> bytes | None:
+    def chunk(self, index: int, part: Part, usage: Usage | None) -> bytes | None:
         """A chunk, unless there is nothing to tell."""
         told = self._logprobs or self._routing
+        usage = None if self._options else usage
         if not (part.text or part.calls or part.done or (told and part.tokens)):
             return None
         reason = json.dumps(part.reason)
@@ -59,10 +80,13 @@ class ChatReply:
             ]
         return self._framed(index, json.dumps(delta), reason, self._about(part.tokens), usage)
 
-    def usage(self, usage: Usage) -> bytes:
-        """The last chunk, where ``include_usage`` asks for it."""
-        text = f'{self._chunk}, "choices": []{_told(usage)}}}'
-        return f"data: {text}\n\n".encode()
+    def end(self, usage: Usage | None) -> bytes:
+        """The usage where the options ask for it, and a mark."""
+        return _end(self._chunk, self._options, usage)
+
+    def failed(self, error: Exception) -> bytes:
+        """An event with the error."""
+        return error_frame(error)
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text}
@@ -99,22 +123,7 @@ class ChatReply:
         return about
 
     def _token_logprobs(self, tokens: Sequence[TokenInfo]) -> dict[str, Any]:
-        content = [
-            {
-                **self._token(token.id, token.logprob),
-                "top_logprobs": [self._token(i, logprob) for i, logprob in token.top],
-            }
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        spelled = self._tokenizer.bytes_of(token_id)
-        return {
-            "token": spelled.decode("utf-8", "replace"),
-            "logprob": max(logprob, _LEAST),
-            "bytes": list(spelled),
-        }
+        return {"content": logprob_objects(tokens, self._tokenizer), "refusal": None}
 
     def _framed(
         self, index: int, delta: str, reason: str, about: str = "", usage: Usage | None = None
@@ -128,6 +137,7 @@ class CompletionReply:
 
     def __init__(self, request: CompletionRequest, model: str, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._logprobs = tokenizer, request.logprobs is not None
+        self._options = request.stream_options
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -153,8 +163,9 @@ class CompletionReply:
     def first(self, index: int) -> None:
         """Nothing opens an answer."""
 
-    def chunk(self, index: int, part: Part, usage: Usage | None = None) -> bytes | None:
+    def chunk(self, index: int, part: Part, usage: Usage | None) -> bytes | None:
         """A chunk, unless there is nothing to tell."""
+        usage = None if self._options else usage
         if not (part.text or part.done or (self._logprobs and part.tokens)):
             return None
         told = self._logprobs and part.tokens
@@ -167,10 +178,13 @@ class CompletionReply:
         text = f'{self._chunk}, "choices": [{json.dumps(choice)}]{_told(usage)}}}'
         return f"data: {text}\n\n".encode()
 
-    def usage(self, usage: Usage) -> bytes:
-        """The last chunk, where ``include_usage`` asks for it."""
-        text = f'{self._chunk}, "choices": []{_told(usage)}}}'
-        return f"data: {text}\n\n".encode()
+    def end(self, usage: Usage | None) -> bytes:
+        """The usage where the options ask for it, and a mark."""
+        return _end(self._chunk, self._options, usage)
+
+    def failed(self, error: Exception) -> bytes:
+        """An event with the error."""
+        return error_frame(error)
 
     def _token_logprobs(self, index: int, tokens: Iterable[TokenInfo]) -> dict[str, Any]:
         """OpenAI's lists, one entry a token; offsets count characters of the answer."""
@@ -192,6 +206,28 @@ class CompletionReply:
         return self._tokenizer.bytes_of(token_id).decode("utf-8", "replace")
 
 
+def logprob_objects(tokens: Iterable[TokenInfo], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """OpenAI's objects of tokens with their log-probabilities, and of what else was likely."""
+
+    def told(token_id: int, logprob: float) -> dict[str, Any]:
+        spelled = tokenizer.bytes_of(token_id)
+        return {
+            "token": spelled.decode("utf-8", "replace"),
+            "logprob": max(logprob, _LEAST),
+            "bytes": list(spelled),
+        }
+
+    return [
+        {**told(token.id, token.logprob), "top_logprobs": [told(*other) for other in token.top]}
+        for token in tokens
+    ]
+
+
+def error_frame(error: Exception) -> bytes:
+    """An error inside of a stream, where the status has long been sent."""
+    return b"data: " + json_bytes(refusal_of(error).body) + b"\n\n"
+
+
 def usage_object(usage: Usage) -> dict[str, Any]:
     """OpenAI's account of a request."""
     return {
@@ -204,6 +240,12 @@ def usage_object(usage: Usage) -> dict[str, Any]:
             "rejected_prediction_tokens": usage.drafted - usage.accepted,
         },
     }
+
+
+def _end(chunk: str, options: StreamOptions | None, usage: Usage | None) -> bytes:
+    if not usage or not options or not options.include_usage:
+        return DONE
+    return f'data: {chunk}, "choices": []{_told(usage)}}}\n\n'.encode() + DONE
 
 
 def _told(usage: Usage | None) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from mlx_mixtral.server.description import events_of
-from mlx_mixtral.server.failure import Refusal
+from mlx_mixtral.server.failure import ErrorReply, Refusal
 from mlx_mixtral.server.metrics import KIND, Metrics
 from mlx_mixtral.server.reply_schema import (
     ChatChunk,
@@ -27,6 +27,8 @@ from mlx_mixtral.server.reply_schema import (
     TextReply,
     TokenIdsReply,
 )
+from mlx_mixtral.server.responses.described import EVENTS, ResponseObject
+from mlx_mixtral.server.responses.request import ResponsesRequest
 from mlx_mixtral.server.schema import (
     ChatRequest,
     CompletionRequest,
@@ -38,9 +40,13 @@ from mlx_mixtral.server.service import JSONReply, Service, unless_gone
 from mlx_mixtral.server.tools import described
 
 
-def _answers(model: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def _answers(model: type[BaseModel], *events: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """How a reply that may be streamed is described."""
-    return {200: {"model": model, "content": {"text/event-stream": events_of(chunk)}}}
+    if len(events) == 1:
+        stream = events_of(*events, ErrorReply, end="[DONE]")
+    else:
+        stream = events_of(*events, end="")
+    return {200: {"model": model, "content": {"text/event-stream": stream}}}
 
 
 def answer_routes(service: Service) -> APIRouter:
@@ -51,6 +57,11 @@ def answer_routes(service: Service) -> APIRouter:
     async def chat_completions(request: Request, asked: ChatRequest) -> Response:
         """Answer a conversation."""
         return await service.chat(request, asked)
+
+    @routes.post("/v1/responses", responses=_answers(ResponseObject, *EVENTS))
+    async def responses(request: Request, asked: ResponsesRequest) -> Response:
+        """Answer a conversation, in OpenAI's newer form."""
+        return await service.respond(request, asked)
 
     @routes.post("/v1/completions", responses=_answers(TextCompletionReply, TextChunk))
     async def completions(request: Request, asked: CompletionRequest) -> Response:

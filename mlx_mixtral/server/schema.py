@@ -19,20 +19,32 @@ MOST_BIASES = 1024
 MOST_INPUTS = 256
 LONGEST_STOP = 256
 
-_NO_EFFECT = "Taken, without an effect."
+NO_EFFECT = "Taken, without an effect."
 
 
 class Strict(BaseModel):
-    """Nothing but the fields that are listed, of the types that are listed."""
+    """Nothing but the fields that are listed, of the types that are listed.
+
+    Any other field may be null, which says nothing: clients send what they know as null.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
+        json_schema_extra={"additionalProperties": {"type": "null"}},
         strict=True,
         allow_inf_nan=False,
         validate_by_name=True,
         validate_by_alias=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or None not in given.values():
+            return given
+        known = {field.alias for field in cls.model_fields.values()} | cls.model_fields.keys()
+        return {name: value for name, value in given.items() if value is not None or name in known}
 
 
 class TextPart(Strict):
@@ -55,7 +67,7 @@ class ToolCall(Strict):
     id: str | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = Field(None, description=_NO_EFFECT)
+    index: int | None = Field(None, description=NO_EFFECT)
 
 
 class Message(Strict):
@@ -69,7 +81,7 @@ class Message(Strict):
     prefix: bool = Field(
         False, description="The answer goes on with this last message (Mistral's API)."
     )
-    refusal: str | None = Field(None, description=_NO_EFFECT)
+    refusal: str | None = Field(None, description=NO_EFFECT)
     annotations: list[Any] | None = Field(None, max_length=0)
     audio: None = None
     function_call: None = None
@@ -114,7 +126,7 @@ class AnyObjectFormat(Strict):
 
 class NamedSchema(Strict):
     name: str = Field("answer", max_length=64)
-    description: str | None = Field(None, description=_NO_EFFECT)
+    description: str | None = Field(None, description=NO_EFFECT)
     json_schema: dict[str, Any] | bool = Field(alias="schema")
     strict: bool | None = Field(None, description="Answers always keep to the schema.")
 
@@ -140,7 +152,7 @@ class StreamOptions(Strict):
     """How to stream."""
 
     include_usage: bool = Field(False, description="A last chunk without choices tells the usage.")
-    include_obfuscation: bool = Field(False, description=_NO_EFFECT)
+    include_obfuscation: bool = Field(False, description=NO_EFFECT)
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
@@ -153,16 +165,13 @@ class Named(Strict):
     model: str | None = Field(
         None, max_length=256, description="Name or alias of the loaded model, which is the default."
     )
-    user: str | None = Field(None, description=_NO_EFFECT)
+    user: str | None = Field(None, description=NO_EFFECT)
 
 
-class Generating(Named):
+class Sampled(Named):
     """What every request for an answer may say about how to sample it."""
 
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=MOST_ANSWERS, description="Answers to give.")
-    max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, description="0: off.")
@@ -180,9 +189,21 @@ class Generating(Named):
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
 
     @model_validator(mode="after")
-    def _check_pairs(self) -> Generating:
+    def _check_seeds(self) -> Sampled:
         if None not in (self.seed, self.random_seed) and self.seed != self.random_seed:
             raise ValueError("seed and random_seed differ: give one of them")
+        return self
+
+
+class Generating(Sampled):
+    """What requests for one answer or several may say besides."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MOST_ANSWERS, description="Answers to give.")
+    max_tokens: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Generating:
         if self.stream_options and not self.stream:
             raise ValueError("stream_options only go with stream: true")
         return self
@@ -209,10 +230,10 @@ class ChatRequest(Generating):
         description="Tell the experts that each layer chose for each token: choices[].routing "
         "is [tokens][layers][experts], the one that weighed most first.",
     )
-    metadata: dict[str, Any] | None = Field(None, description=_NO_EFFECT)
-    safety_identifier: str | None = Field(None, description=_NO_EFFECT)
-    prompt_cache_key: str | None = Field(None, description=_NO_EFFECT)
-    service_tier: Literal["auto", "default"] | None = Field(None, description=_NO_EFFECT)
+    metadata: dict[str, Any] | None = Field(None, description=NO_EFFECT)
+    safety_identifier: str | None = Field(None, description=NO_EFFECT)
+    prompt_cache_key: str | None = Field(None, description=NO_EFFECT)
+    service_tier: Literal["auto", "default"] | None = Field(None, description=NO_EFFECT)
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
     safe_prompt: Literal[False] | None = None

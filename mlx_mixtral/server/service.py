@@ -17,16 +17,19 @@ from mlx_mixtral.server.jobs import Busy
 from mlx_mixtral.server.names import ServedModel
 from mlx_mixtral.server.plan import Plan, Planner
 from mlx_mixtral.server.record import Record, record_of
-from mlx_mixtral.server.replies import DONE, ChatReply, CompletionReply
-from mlx_mixtral.server.schema import ChatRequest, CompletionRequest, Generating
+from mlx_mixtral.server.replies import ChatReply, CompletionReply, Reply
+from mlx_mixtral.server.responses.reply import ResponsesReply
+from mlx_mixtral.server.responses.request import ResponsesRequest
+from mlx_mixtral.server.schema import ChatRequest, CompletionRequest, Sampled
 from mlx_mixtral.server.settings import Settings
-from mlx_mixtral.server.stream import EventStream, error_frame
+from mlx_mixtral.server.stream import EventStream
 from mlx_mixtral.server.tickets import Ticket
 
 if TYPE_CHECKING:
     from mlx_mixtral.loading import LanguageModel
 
 T = TypeVar("T")
+_LOGGED = {"messages", "prompt", "input", "instructions"}
 
 
 class JSONReply(Response):
@@ -66,30 +69,34 @@ class Service:
         """Answers a conversation."""
         self.model.check(asked.model)
         plan = await asyncio.to_thread(self.planner.chat, asked)
-        return await self._answer(request, asked, plan)
+        reply = ChatReply(asked, self.model.id, self.lm.tokenizer)
+        return await self._answer(request, asked, plan, reply)
+
+    async def respond(self, request: Request, asked: ResponsesRequest) -> Response:
+        """The same in OpenAI's newer form."""
+        self.model.check(asked.model)
+        plan = await asyncio.to_thread(self.planner.chat, asked.as_chat())
+        reply = ResponsesReply(asked, self.model.id, self.lm.tokenizer)
+        return await self._answer(request, asked, plan, reply)
 
     async def complete(self, request: Request, asked: CompletionRequest) -> Response:
         """Continues texts."""
         self.model.check(asked.model)
         plan = await asyncio.to_thread(self.planner.completion, asked)
-        return await self._answer(request, asked, plan)
+        reply = CompletionReply(asked, self.model.id, self.lm.tokenizer)
+        return await self._answer(request, asked, plan, reply)
 
-    async def _answer(
-        self, request: Request, asked: ChatRequest | CompletionRequest, plan: Plan
-    ) -> Response:
-        kind = ChatReply if isinstance(asked, ChatRequest) else CompletionReply
-        reply = kind(asked, self.model.id, self.lm.tokenizer)  # type: ignore[arg-type]
+    async def _answer(self, request: Request, asked: Sampled, plan: Plan, reply: Reply) -> Response:
         record = record_of(request.scope)
         if self.settings.log_prompts:
-            record.asked = asked.model_dump(include={"messages", "prompt"}, exclude_none=True)
-        answers_each = asked.n or 1
+            record.asked = asked.model_dump(include=_LOGGED, exclude_none=True)
         tickets = self.submit(plan)
         if asked.stream:
-            frames = self._frames(tickets, plan, reply, record, asked)
+            frames = self._frames(tickets, plan, reply, record)
             pause = self.settings.limits.keep_alive_seconds
             return EventStream(frames, pause, lambda: cancel(tickets))
         try:
-            work = self._whole(tickets, plan, record, answers_each)
+            work = self._whole(tickets, plan, record)
             answers, usage = await unless_gone(request, work)
         finally:
             cancel(tickets)
@@ -108,25 +115,20 @@ class Service:
         return tickets
 
     async def _whole(
-        self, tickets: Sequence[Ticket], plan: Plan, record: Record, answers_each: int
+        self, tickets: Sequence[Ticket], plan: Plan, record: Record
     ) -> tuple[list[Answer], Usage]:
         readers = [AnswerReader(plan, self.lm.tokenizer) for _ in tickets]
         answers = [Answer() for _ in tickets]
         async for index, event in events_of(tickets):
             answers[index].add(readers[index].read(event))
-        return answers, _noted(record, answers, answers_each)
+        return answers, _noted(record, answers, plan.each)
 
     async def _frames(
-        self,
-        tickets: Sequence[Ticket],
-        plan: Plan,
-        reply: ChatReply | CompletionReply,
-        record: Record,
-        asked: Generating,
+        self, tickets: Sequence[Ticket], plan: Plan, reply: Reply, record: Record
     ) -> AsyncIterator[bytes]:
         readers = [AnswerReader(plan, self.lm.tokenizer) for _ in tickets]
         answers = [Answer() for _ in tickets]
-        options, last = asked.stream_options, None
+        last = None
         try:
             for index in range(len(tickets)):
                 if opening := reply.first(index):
@@ -135,15 +137,13 @@ class Service:
                 part = readers[index].read(event)
                 answers[index].add(part)
                 if all(answer.done for answer in answers):
-                    last = _noted(record, answers, asked.n or 1)
-                if chunk := reply.chunk(index, part, None if options else last):
+                    last = _noted(record, answers, plan.each)
+                if chunk := reply.chunk(index, part, last):
                     yield chunk
-            if last and options and options.include_usage:
-                yield reply.usage(last)
-            yield DONE
+            yield reply.end(last)
         except Exception as error:
             record.failure = error
-            yield error_frame(error)
+            yield reply.failed(error)
 
 
 def cancel(tickets: Sequence[Ticket]) -> None:

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_mixtral.server.asgi import until_gone
-from mlx_mixtral.server.failure import json_bytes, refusal_of
 from mlx_mixtral.server.record import record_of
 
 _COMMENT = b": working\n\n"
@@ -75,8 +74,3 @@ class EventStream(Response):
                 self._sent_at, quiet = time.monotonic(), 0.0
                 await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
             await asyncio.sleep(self._pause - quiet)
-
-
-def error_frame(error: Exception) -> bytes:
-    """An error inside of a stream, where the status has long been sent."""
-    return b"data: " + json_bytes(refusal_of(error).body) + b"\n\n"

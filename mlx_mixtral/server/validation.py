@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -14,12 +14,25 @@ _MOST = 3
 
 def invalid(error: RequestValidationError) -> Refusal:
     """The first few things that are wrong; ``param`` is the first one's field."""
-    found = list(error.errors())
+    found = _deepest(error.errors())
     if found[0]["type"] == "json_invalid":
         return Refusal(400, f"the body is no JSON: {found[0]['ctx']['error']}", code="invalid_json")
     told = list(dict.fromkeys(_told(problem) for problem in found))
     code = "unknown_parameter" if found[0]["type"] == "extra_forbidden" else "invalid_value"
     return Refusal(400, "; ".join(told[:_MOST]), code=code, param=_path(found[0]) or None)
+
+
+def _deepest(found: Sequence[Any]) -> list[Any]:
+    """Without what is said of a value as a whole where something within it is wrong.
+
+    Where a text may stand or a list, of a wrong list it is also said that it is no text.
+    """
+    paths = [_path(problem) for problem in found]
+    return [
+        problem
+        for problem, path in zip(found, paths, strict=True)
+        if not path or not any(other.startswith(f"{path}.") for other in paths)
+    ]
 
 
 def _told(problem: Mapping[str, Any]) -> str:

@@ -17,6 +17,14 @@ for await (const chunk of await client.chat.completions.create({ ...asked, strea
 }
 assert.equal(said, ANSWER);
 
+const response = await client.responses.create({ model: "demo", input: messages, temperature: 0 });
+assert.equal(response.output_text, ANSWER);
+said = "";
+for await (const event of client.responses.stream({ model: "demo", input: messages, temperature: 0 })) {
+  if (event.type === "response.output_text.delta") said += event.delta;
+}
+assert.equal(said, ANSWER);
+
 const streamed = client.chat.completions.stream(asked);
 assert.equal(await streamed.finalContent(), ANSWER);
 

@@ -49,6 +49,8 @@ def test_replies_are_as_described(server, mode):
             # An answer until the context is full takes long, and says nothing about the form.
             if isinstance(case.body, dict) and {"messages", "prompt"} & case.body.keys():
                 case.body.setdefault("max_tokens", 3)
+            elif case.path == "/v1/responses" and isinstance(case.body, dict):
+                case.body.setdefault("max_output_tokens", 3)
             case.validate_response(case.call(timeout=60), checks=CHECKS)
 
         try:
@@ -70,8 +72,20 @@ TOOL = {"type": "function", "function": {"name": "weather"}}
         ("/v1/chat/completions", TALK | {"n": 2, "stream_options": {"include_usage": True}}),
         ("/v1/chat/completions", TALK | {"tools": [TOOL], "tool_choice": "required"}),
         ("/v1/completions", {"prompt": ["a", "b"], "logprobs": 2}),
+        ("/v1/responses", {"input": "Hello", "top_logprobs": 2}),
+        (
+            "/v1/responses",
+            {
+                "input": "Hello",
+                "max_output_tokens": 40,
+                "tool_choice": "required",
+                "tools": [
+                    {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+                ],
+            },
+        ),
     ],
-    ids=["plain", "detailed", "usage", "tools", "texts"],
+    ids=["plain", "detailed", "usage", "tools", "texts", "response", "calls"],
 )
 def test_events_are_as_described(server, path, asked):
     described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -87,11 +101,11 @@ def test_events_are_as_described(server, path, asked):
 def test_the_description_names_what_counts(server):
     api = httpx2.get(f"{server.url}/openapi.json").json()
     assert set(api["paths"]) >= {
-        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models",
+        "/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings", "/v1/models",
         "/v1/tokenize", "/v1/detokenize", "/health", "/ready", "/metrics",
     }  # fmt: skip
     chat = api["components"]["schemas"]["ChatRequest"]
-    assert chat["additionalProperties"] is False
+    assert chat["additionalProperties"] == {"type": "null"}
     assert {"routing", "response_format", "tool_choice", "random_seed"} <= set(chat["properties"])
     assert "text/event-stream" in str(api["paths"]["/v1/chat/completions"])
 
