@@ -34,7 +34,7 @@ ARROWS = {
     "tokenizer template errors",
     "generation": "experts shards tuning model config errors",
     "chat": "loading generation model config errors",
-    "server": "loading memory generation template tokenizer config errors",
+    "server": "loading memory generation weights template tokenizer config errors",
     "lab": "chat loading streaming budget network memory cpu generation experts model weights "
     "template tokenizer config tuning before_mlx jsonfile catalog errors",
 }

@@ -55,7 +55,7 @@ def serve(
         typer.Option(metavar="NAME", help="A further name; * stands for anything. Repeatable."),
     ] = None,
     running: Annotated[int, typer.Option(min=1, help="Answers at once, at most.")] = 8,
-    waiting: Annotated[int, typer.Option(min=0, help="Further requests kept waiting.")] = 64,
+    waiting: Annotated[int, typer.Option(min=0, help="Further requests kept waiting.")] = 256,
     context: ContextTokens = None,
     kv_bits: KVBits = None,
     kv_window: KVWindow = None,

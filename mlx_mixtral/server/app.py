@@ -18,6 +18,7 @@ from mlx_mixtral.server.failure import ClientGone, ErrorReply, Refusal, refusal_
 from mlx_mixtral.server.intake import Intake
 from mlx_mixtral.server.log import Log
 from mlx_mixtral.server.metrics import Metrics
+from mlx_mixtral.server.ollama.routes import ollama_routes
 from mlx_mixtral.server.record import record_of
 from mlx_mixtral.server.routes import answer_routes, state_routes, text_routes
 from mlx_mixtral.server.security import Doorkeeper, Guarded, KeyCheck
@@ -59,6 +60,7 @@ def make_api(service: Service, metrics: Metrics) -> FastAPI:
     api.include_router(answer_routes(service))
     api.include_router(text_routes(service))
     api.include_router(state_routes(service, metrics))
+    api.include_router(ollama_routes(service))
     add_pages(api)
     for kind in (Refusal, MixtralError, Exception):
         api.add_exception_handler(kind, _tell)
@@ -78,7 +80,7 @@ async def _tell(request: Request, error: Exception) -> Response:
     refusal = refusal_of(error)
     if refusal.status >= 500:
         record_of(request.scope).failure = error
-    return JSONReply(refusal.body, refusal.status, refusal.headers)
+    return JSONReply(refusal.told(request.url.path), refusal.status, refusal.headers)
 
 
 async def _tell_nobody(request: Request, _: Exception) -> Response:

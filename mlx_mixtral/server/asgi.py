@@ -22,9 +22,9 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-async def send_refusal(send: Send, refusal: Refusal) -> None:
+async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
     """A whole answer that says what is wrong."""
-    body = json_bytes(refusal.body)
+    body = json_bytes(refusal.told(scope["path"]))
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),

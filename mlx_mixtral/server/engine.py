@@ -63,7 +63,7 @@ class Engine:
         *,
         kv: KVSettings | None = None,
         running: int = 8,
-        waiting: int = 64,
+        waiting: int = 256,
         kv_bytes: int | None = None,
         prefix_bytes: int = 0,
         prefix_folder: Path | None = None,

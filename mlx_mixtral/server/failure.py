@@ -57,17 +57,23 @@ class Refusal(Exception):
         self.status, self.param, self.code = status, param, code
         self.headers = headers or {}
 
+    def told(self, path: str) -> dict[str, Any]:
+        """What the client of a route understands: OpenAI's error object, or Ollama's."""
+        return {"error": self._message} if path.startswith("/api/") else self.body
+
     @property
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
-        message = str(self)
-        if len(message) > _LONGEST:
-            message = f"{message[:_LONGEST]} ..."
         kind = _TYPES.get(
             self.status, "server_error" if self.status >= 500 else "invalid_request_error"
         )
-        error = {"message": message, "type": kind, "param": self.param, "code": self.code}
+        error = {"message": self._message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
+
+    @property
+    def _message(self) -> str:
+        message = str(self)
+        return f"{message[:_LONGEST]} ..." if len(message) > _LONGEST else message
 
 
 class ClientGone(Exception):

@@ -20,6 +20,8 @@ SCHEMA_BYTES = 64 << 10
 SCHEMA_DEPTH = 64
 LARGEST_INTEGER = 10**15 - 1
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_OF_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties",
+              "propertyNames", "anyOf", "oneOf", "$ref", "if", "dependentSchemas")  # fmt: skip
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # About 0.1 s for a schema and 10 ms for a token at most; usual ones take a hundredth of that.
 _LIMITS = LLParserLimits(
@@ -107,7 +109,9 @@ def json_rule(schema: Mapping[str, Any] | bool) -> str:
         raise UsageError(f"the schema is nested more than {SCHEMA_DEPTH} levels deep")
     if "x-guidance" in wanted:
         raise UsageError("the schema has an x-guidance, which cannot be honoured: leave it out")
-    return f"%json {json.dumps({**_bounded(wanted), 'x-guidance': _FORM})}"
+    # What stands in an allOf is about a part of an object, which others say more about.
+    narrow = _narrowed(wanted, closes='"allOf"' not in text)
+    return f"%json {json.dumps({**narrow, 'x-guidance': _FORM})}"
 
 
 def json_grammar(schema: Mapping[str, Any] | bool) -> str:
@@ -115,10 +119,16 @@ def json_grammar(schema: Mapping[str, Any] | bool) -> str:
     return f"start: SPACE? answer\nSPACE: / /\nanswer: {json_rule(schema)}\n"
 
 
-def _bounded(schema: Any) -> Any:
-    """The schema with integers of 15 digits, unless it asks for larger ones itself.
+def _narrowed(schema: Any, closes: bool, within: bool = False) -> Any:
+    """The schema with bounds where a model may go on for ever; what keeps to it keeps to the first.
 
-    A model may write digits for ever, and JSON's readers lose those of longer numbers.
+    Integers have 15 digits, unless larger ones are asked for: JSON's readers lose those of longer
+    numbers. Objects have the properties that are named, where it is not said that there may be
+    others.
+
+    Args:
+        closes: objects are narrowed.
+        within: this is an alternative beside properties of the same object.
     """
     if not isinstance(schema, Mapping):
         return schema
@@ -126,19 +136,34 @@ def _bounded(schema: Any) -> Any:
     asked = [schema[key] for key in _BOUNDS if isinstance(schema.get(key), int | float)]
     usual = all(abs(bound) < LARGEST_INTEGER for bound in asked)
     whole = kind == "integer" or (isinstance(kind, list) and "integer" in kind)
-    added = {"minimum": -LARGEST_INTEGER, "maximum": LARGEST_INTEGER} if whole and usual else {}
-    return added | {key: _bounded_under(key, value) for key, value in schema.items()}
+    added: dict[str, Any] = {}
+    if whole and usual:
+        added = {"minimum": -LARGEST_INTEGER, "maximum": LARGEST_INTEGER}
+    if closes and not within and _names_all(schema):
+        added |= {"additionalProperties": False}
+    within = within or "properties" in schema
+    return added | {key: _narrowed_at(key, inner, closes, within) for key, inner in schema.items()}
 
 
-def _bounded_under(key: str, value: Any) -> Any:
+def _names_all(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema names properties and says nothing of any other."""
+    named, required = schema.get("properties"), schema.get("required", ())
+    if not isinstance(named, Mapping) or not isinstance(required, list | tuple):
+        return False
+    return set(required) <= named.keys() and schema.keys().isdisjoint(_OF_OTHERS)
+
+
+def _narrowed_at(key: str, value: Any, closes: bool, within: bool) -> Any:
     """What stands at a keyword of a schema."""
     if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(
         value, Mapping
     ):
-        return {name: _bounded(inner) for name, inner in value.items()}
-    if key in ("anyOf", "allOf", "oneOf", "prefixItems") and isinstance(value, list):
-        return [_bounded(inner) for inner in value]
-    return _bounded(value) if key in ("items", "additionalProperties") else value
+        return {name: _narrowed(inner, closes) for name, inner in value.items()}
+    if key in ("anyOf", "allOf", "oneOf") and isinstance(value, list):
+        return [_narrowed(inner, closes, within) for inner in value]
+    if key == "prefixItems" and isinstance(value, list):
+        return [_narrowed(inner, closes) for inner in value]
+    return _narrowed(value, closes) if key in ("items", "additionalProperties") else value
 
 
 class _Vocabulary:

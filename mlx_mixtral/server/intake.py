@@ -23,7 +23,7 @@ class Intake:
             self._check_kind(scope)
             body = await self._read(scope, receive)
         except Refusal as refusal:
-            await send_refusal(send, refusal)
+            await send_refusal(scope, send, refusal)
             return
         told = False
 

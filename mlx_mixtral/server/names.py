@@ -62,11 +62,14 @@ class ServedModel:
             experts=config.num_local_experts,
         )
 
-    def check(self, name: str | None) -> None:
-        """Whether a request's ``model`` is this one. Raises Refusal (404) otherwise."""
-        if name is None or name == self.id:
-            return
-        if not any(fnmatchcase(name, alias) for alias in self.aliases):
+    def check(self, name: str | None, tagged: bool = False) -> None:
+        """Whether a request's ``model`` is this one. Raises Refusal (404) otherwise.
+
+        Args:
+            tagged: a colon and a tag may follow the name, as Ollama has it.
+        """
+        names = [name, name.rpartition(":")[0]] if tagged and name else [name]
+        if not any(self._is_called(each) for each in names):
             raise Refusal(
                 404,
                 f"there is no model {name!r} here: {self.id} is loaded, and no request loads "
@@ -74,6 +77,11 @@ class ServedModel:
                 code="model_not_found",
                 param="model",
             )
+
+    def _is_called(self, name: str | None) -> bool:
+        if name is None or name == self.id:
+            return True
+        return any(fnmatchcase(name, alias) for alias in self.aliases)
 
     @property
     def card(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ _SAMPLING = (
     "top_k",
     "min_p",
     "repetition_penalty",
+    "repetition_window",
     "presence_penalty",
     "frequency_penalty",
 )
@@ -70,6 +71,12 @@ class Planner:
         self._grammars = Grammars(lm.tokenizer, lm.config.vocab_size)
         self._native = lm.template.name in NATIVE
 
+    def plan(self, request: ChatRequest | CompletionRequest) -> Plan:
+        """Of either. Raises as ``chat`` does."""
+        if isinstance(request, ChatRequest):
+            return self.chat(request)
+        return self.completion(request)
+
     def chat(self, request: ChatRequest) -> Plan:
         """Of a conversation.
 
@@ -91,7 +98,7 @@ class Planner:
         )
         prefix = "".join(_texts(last)) if last.prefix else ""
         jobs = self._copies(job, request, grammar)
-        return Plan(jobs, prefix, last.prefix, calls, each=request.n or 1)
+        return Plan(jobs, prefix, last.is_open, calls, each=request.n or 1)
 
     def completion(self, request: CompletionRequest) -> Plan:
         """Of texts to be continued. Raises as ``chat`` does."""
@@ -109,7 +116,7 @@ class Planner:
         """The ids of a prompt in the model's form. Raises UsageError and ContextError."""
         turns = [message.model_dump(exclude_none=True) for message in messages]
         self._check_length(text for message in messages for text in _texts(message))
-        is_open = turns[-1].get("prefix", False)
+        is_open = messages[-1].is_open
         turns = in_native_form(turns) if self._native else in_plain_text(turns, tools)
         return self._lm.template.encode(
             turns,
@@ -141,16 +148,18 @@ class Planner:
 
     def _sampling(self, request: Generating, most: int | None) -> Sampling:
         given = {name: getattr(request, name) for name in _SAMPLING}
+        if request.repeat_penalty is not None:
+            given["repetition_penalty"] = request.repeat_penalty
         stop = request.stop or ()
         seed = request.seed if request.seed is not None else request.random_seed
         return Sampling.of(
             **{
                 "temperature": self._lm.chat_temperature,
                 **{name: value for name, value in given.items() if value is not None},
-                "max_tokens": most,
+                "max_tokens": None if most == -1 else most,
                 "stop": (stop,) if isinstance(stop, str) else tuple(stop),
                 "logit_bias": _biases(request.logit_bias or {}),
-                "seed": seed,
+                "seed": None if seed == -1 else seed,
                 "speculate": self._speculates,
             }
         )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from mlx_mixtral.server.description import events_of
+from mlx_mixtral.server.embedding import encoded, unit_vectors
 from mlx_mixtral.server.failure import ErrorReply, Refusal
 from mlx_mixtral.server.metrics import KIND, Metrics
 from mlx_mixtral.server.reply_schema import (
@@ -36,7 +35,7 @@ from mlx_mixtral.server.schema import (
     EmbeddingRequest,
     TokenizeRequest,
 )
-from mlx_mixtral.server.service import JSONReply, Service, unless_gone
+from mlx_mixtral.server.service import JSONReply, Service
 from mlx_mixtral.server.tools import described
 
 
@@ -82,9 +81,9 @@ def text_routes(service: Service) -> APIRouter:
         The model was not trained for this. They tell alike texts from others, and that is all.
         """
         service.model.check(asked.model)
-        service.check_open()
         prompts = await asyncio.to_thread(service.planner.texts, asked.input)
-        vectors = await unless_gone(request, service.engine.embed(prompts))
+        vectors = unit_vectors(await service.embedded(request, prompts))
+        base_64 = asked.encoding_format == "base64"
         count = sum(map(len, prompts))
         return JSONReply(
             {
@@ -92,7 +91,7 @@ def text_routes(service: Service) -> APIRouter:
                 "object": "list",
                 "model": service.model.id,
                 "data": [
-                    {"object": "embedding", "index": n, "embedding": _encoded(vector, asked)}
+                    {"object": "embedding", "index": n, "embedding": encoded(vector, base_64)}
                     for n, vector in enumerate(vectors)
                 ],
                 "usage": {"prompt_tokens": count, "total_tokens": count},
@@ -156,16 +155,6 @@ def state_routes(service: Service, metrics: Metrics) -> APIRouter:
         return Response(metrics.text(), headers={"content-type": KIND})
 
     return routes
-
-
-def _encoded(vector: np.ndarray, asked: EmbeddingRequest) -> list[float] | str:
-    unit = np.asarray(vector, "<f4")
-    length = float(np.linalg.norm(unit))
-    unit = unit / length if length else unit
-    if asked.encoding_format == "base64":
-        return base64.b64encode(unit.astype("<f4").tobytes()).decode()
-    numbers: list[float] = unit.tolist()
-    return numbers
 
 
 def _tokens(service: Service, asked: TokenizeRequest) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # Of one request. They stand in the API's description.
 MOST_MESSAGES = 2048
@@ -53,6 +53,13 @@ class TextPart(Strict):
     type: Literal["text"]
     text: str
 
+    @field_validator("type", mode="before")
+    @classmethod
+    def _text_alone(cls, kind: Any) -> Any:
+        if kind in ("image_url", "input_audio", "video_url", "file"):
+            raise ValueError("the model reads text, no images, sounds or files")
+        return kind
+
 
 class CalledFunction(Strict):
     """A function that the assistant asked for."""
@@ -85,6 +92,11 @@ class Message(Strict):
     annotations: list[Any] | None = Field(None, max_length=0)
     audio: None = None
     function_call: None = None
+
+    @property
+    def is_open(self) -> bool:
+        """An answer goes on with it, if it is the last one."""
+        return self.role == "assistant" and not self.tool_calls
 
 
 class Function(Strict):
@@ -156,6 +168,10 @@ class StreamOptions(Strict):
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+MostTokens = Annotated[
+    Annotated[int, Field(ge=1)] | Literal[-1],
+    Field(description="-1: as many as the context has room for."),
+]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
 
 
@@ -177,21 +193,30 @@ class Sampled(Named):
     top_k: int | None = Field(None, ge=0, description="0: off.")
     min_p: float | None = Field(None, ge=0, le=1, description="0: off.")
     repetition_penalty: float | None = Field(None, ge=0.01, le=10, description="1: off.")
+    repeat_penalty: float | None = Field(
+        None, ge=0.01, le=10, description="llama.cpp's name of repetition_penalty."
+    )
+    repetition_window: int | None = Field(
+        None, ge=1, description="Tokens that the repetition_penalty looks back."
+    )
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, max_length=MOST_BIASES, description="Token ids, as text, to biases."
     )
     seed: int | None = Field(
-        None, ge=0, le=2**63 - 1, description="The same seed gives the same answer."
+        None, ge=-1, le=2**63 - 1, description="The same seed gives the same answer; -1: any."
     )
     random_seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Mistral's name of seed.")
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
 
     @model_validator(mode="after")
-    def _check_seeds(self) -> Sampled:
+    def _check_names(self) -> Sampled:
+        penalties = (self.repetition_penalty, self.repeat_penalty)
         if None not in (self.seed, self.random_seed) and self.seed != self.random_seed:
             raise ValueError("seed and random_seed differ: give one of them")
+        if None not in penalties and penalties[0] != penalties[1]:
+            raise ValueError("repetition_penalty and repeat_penalty differ: give one of them")
         return self
 
 
@@ -200,7 +225,7 @@ class Generating(Sampled):
 
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MOST_ANSWERS, description="Answers to give.")
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: MostTokens | None = None
 
     @model_validator(mode="after")
     def _check_options(self) -> Generating:
@@ -213,8 +238,8 @@ class ChatRequest(Generating):
     """``POST /v1/chat/completions``"""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
-    max_completion_tokens: int | None = Field(
-        None, ge=1, description="The newer name of max_tokens."
+    max_completion_tokens: MostTokens | None = Field(
+        None, description="The newer name of max_tokens."
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -225,6 +250,14 @@ class ChatRequest(Generating):
     tools: list[Tool] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required", "any"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = Field(None, description="False: one call at most.")
+    continue_final_message: bool | None = Field(
+        None,
+        description="True demands that the last message is the assistant's. That is gone on with "
+        "in any case; unlike with prefix, the answer does not repeat it.",
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="False says the same as continue_final_message: true."
+    )
     routing: bool = Field(
         False,
         description="Tell the experts that each layer chose for each token: choices[].routing "
@@ -250,6 +283,12 @@ class ChatRequest(Generating):
             raise ValueError("prefix: only the last message can be gone on with")
         if self.messages[-1].prefix and self.messages[-1].role != "assistant":
             raise ValueError("prefix: only a message of the assistant can be gone on with")
+        new = self.add_generation_prompt
+        for goes_on in (self.continue_final_message, None if new is None else not new):
+            if goes_on is True and not self.messages[-1].is_open:
+                raise ValueError("continue_final_message: the last message is not the assistant's")
+            if goes_on is False and self.messages[-1].is_open:
+                raise ValueError("the last message is the assistant's: it can only be gone on with")
         return self
 
 
@@ -261,7 +300,7 @@ class CompletionRequest(Generating):
         | TokenIds
         | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MOST_INPUTS)]
     ) = Field(description="Text or token ids, one or several. Text goes after <s>.")
-    max_tokens: int | None = Field(16, ge=1)
+    max_tokens: MostTokens | None = 16
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None

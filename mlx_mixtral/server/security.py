@@ -32,7 +32,7 @@ class Doorkeeper:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif refusal := self._refusal(scope):
-            await send_refusal(send, refusal)
+            await send_refusal(scope, send, refusal)
         else:
             await self._app(scope, receive, send)
 
@@ -75,7 +75,7 @@ class KeyCheck:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await send_refusal(send, refusal)
+        await send_refusal(scope, send, refusal)
 
     def _may_pass(self, scope: Scope) -> bool:
         path = scope["path"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,16 +21,15 @@ from mlx_mixtral.server.record import Record, record_of
 from mlx_mixtral.server.replies import ChatReply, CompletionReply, Reply
 from mlx_mixtral.server.responses.reply import ResponsesReply
 from mlx_mixtral.server.responses.request import ResponsesRequest
-from mlx_mixtral.server.schema import ChatRequest, CompletionRequest, Sampled
+from mlx_mixtral.server.schema import ChatRequest, CompletionRequest
 from mlx_mixtral.server.settings import Settings
-from mlx_mixtral.server.stream import EventStream
+from mlx_mixtral.server.stream import Stream
 from mlx_mixtral.server.tickets import Ticket
 
 if TYPE_CHECKING:
     from mlx_mixtral.loading import LanguageModel
 
 T = TypeVar("T")
-_LOGGED = {"messages", "prompt", "input", "instructions"}
 
 
 class JSONReply(Response):
@@ -68,33 +68,47 @@ class Service:
     async def chat(self, request: Request, asked: ChatRequest) -> Response:
         """Answers a conversation."""
         self.model.check(asked.model)
-        plan = await asyncio.to_thread(self.planner.chat, asked)
         reply = ChatReply(asked, self.model.id, self.lm.tokenizer)
-        return await self._answer(request, asked, plan, reply)
+        return await self.answer(request, asked, reply)
 
     async def respond(self, request: Request, asked: ResponsesRequest) -> Response:
         """The same in OpenAI's newer form."""
         self.model.check(asked.model)
-        plan = await asyncio.to_thread(self.planner.chat, asked.as_chat())
         reply = ResponsesReply(asked, self.model.id, self.lm.tokenizer)
-        return await self._answer(request, asked, plan, reply)
+        return await self.answer(request, asked.as_chat(), reply)
 
     async def complete(self, request: Request, asked: CompletionRequest) -> Response:
         """Continues texts."""
         self.model.check(asked.model)
-        plan = await asyncio.to_thread(self.planner.completion, asked)
         reply = CompletionReply(asked, self.model.id, self.lm.tokenizer)
-        return await self._answer(request, asked, plan, reply)
+        return await self.answer(request, asked, reply)
 
-    async def _answer(self, request: Request, asked: Sampled, plan: Plan, reply: Reply) -> Response:
+    async def embedded(self, request: Request, prompts: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """The mean of the last hidden states of each prompt [n, D]."""
+        self.check_open()
+        return await unless_gone(request, self.engine.embed(prompts))
+
+    async def answer(
+        self,
+        request: Request,
+        asked: ChatRequest | CompletionRequest,
+        reply: Reply,
+        lines: Callable[[], bytes] | None = None,
+    ) -> Response:
+        """Answers, told as ``reply`` has it.
+
+        Args:
+            lines: a stream is of lines, not events, and this makes one that says nothing.
+        """
+        plan = await asyncio.to_thread(self.planner.plan, asked)
         record = record_of(request.scope)
         if self.settings.log_prompts:
-            record.asked = asked.model_dump(include=_LOGGED, exclude_none=True)
+            record.asked = asked.model_dump(include={"messages", "prompt"}, exclude_none=True)
         tickets = self.submit(plan)
         if asked.stream:
             frames = self._frames(tickets, plan, reply, record)
             pause = self.settings.limits.keep_alive_seconds
-            return EventStream(frames, pause, lambda: cancel(tickets))
+            return Stream(frames, pause, lambda: cancel(tickets), lines)
         try:
             work = self._whole(tickets, plan, record)
             answers, usage = await unless_gone(request, work)

@@ -1,4 +1,4 @@
-"""Answers that are sent while they are made: server-sent events."""
+"""Answers that are sent while they are made: server-sent events, or lines."""
 
 from __future__ import annotations
 
@@ -12,25 +12,33 @@ from starlette.types import Receive, Scope, Send
 from mlx_mixtral.server.asgi import until_gone
 from mlx_mixtral.server.record import record_of
 
-_COMMENT = b": working\n\n"
 
-
-class EventStream(Response):
-    """Sends frames as they come, and a comment now and then while none come.
+class Stream(Response):
+    """Sends frames as they come, and now and then a sign of life while none come.
 
     Long prompts take minutes, and proxies and clients give silent connections up. When the
     client leaves, the frames' iterator is closed at once.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
-        self, frames: AsyncIterator[bytes], comment_seconds: float, release: Callable[[], None]
+        self,
+        frames: AsyncIterator[bytes],
+        pause: float,
+        release: Callable[[], None],
+        idle: Callable[[], bytes] | None = None,
     ) -> None:
-        """``release`` is called at the end, even if no frame was ever asked for."""
-        super().__init__(headers={"x-accel-buffering": "no"})
+        """
+        Args:
+            frames: server-sent events, or lines of JSON where ``idle`` is given.
+            pause: seconds of silence before a sign of life.
+            release: called at the end, even if no frame was ever asked for.
+            idle: makes a line that says nothing; of events it is a comment.
+        """
+        kind = "application/x-ndjson" if idle else "text/event-stream"
+        super().__init__(headers={"x-accel-buffering": "no"}, media_type=kind)
         del self.headers["content-length"]
-        self._frames, self._pause, self._release = frames, comment_seconds, release
+        self._frames, self._pause, self._release = frames, pause, release
+        self._idle = idle or (lambda: b": working\n\n")
         self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +56,7 @@ class EventStream(Response):
         self._sent_at = time.monotonic()
         tasks = [
             asyncio.ensure_future(work)
-            for work in (self._send_frames(send), self._send_comments(send), until_gone(receive))
+            for work in (self._send_frames(send), self._send_signs(send), until_gone(receive))
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -67,10 +75,10 @@ class EventStream(Response):
             self._sent_at = time.monotonic()
             await send({"type": "http.response.body", "body": frame, "more_body": True})
 
-    async def _send_comments(self, send: Send) -> None:
+    async def _send_signs(self, send: Send) -> None:
         while True:
             quiet = time.monotonic() - self._sent_at
             if quiet >= self._pause:
                 self._sent_at, quiet = time.monotonic(), 0.0
-                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                await send({"type": "http.response.body", "body": self._idle(), "more_body": True})
             await asyncio.sleep(self._pause - quiet)

@@ -39,7 +39,7 @@ class Telemetry:
             self._log.error("request failed", request=record.id, exc_info=error)
             record.failure = error
             if not started:
-                await send_refusal(noted, refusal_of(error))
+                await send_refusal(scope, noted, refusal_of(error))
         finally:
             route = scope.get("route")
             record.route = getattr(route, "path", "other")

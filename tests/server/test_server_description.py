@@ -51,6 +51,8 @@ def test_replies_are_as_described(server, mode):
                 case.body.setdefault("max_tokens", 3)
             elif case.path == "/v1/responses" and isinstance(case.body, dict):
                 case.body.setdefault("max_output_tokens", 3)
+            elif case.path in ("/api/chat", "/api/generate") and isinstance(case.body, dict):
+                case.body.setdefault("options", {"num_predict": 3})
             case.validate_response(case.call(timeout=60), checks=CHECKS)
 
         try:

@@ -43,7 +43,8 @@ def test_another_models_name_leaves_the_loaded_one_alone(server, refused):
     ("body", "code"),
     [
         ({"messages": user(), "temperature": "hot"}, 400),
-        ({"messages": user(), "max_tokens": -1}, 400),
+        ({"messages": user(), "max_tokens": -2}, 400),
+        ({"messages": user(), "max_tokens": 0}, 400),
         ({"messages": user(), "max_tokens": 1.5}, 400),
         ({"messages": user(), "logit_bias": {"x": 1}}, 400),
         ({"messages": user(), "logit_bias": {"99999999": 1}}, 400),

@@ -117,6 +117,43 @@ def test_integers_come_to_an_end(demo, grammars):
     check_valid(text, large)
 
 
+NAMED = {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/b"}}
+INNER = {"type": "object", "properties": {"c": {"type": "boolean"}}}
+OTHERS = [
+    {"additionalProperties": True},
+    {"minProperties": 3, "required": ["a"]},
+    {"required": ["z"]},
+    {"patternProperties": {"^z": {"type": "integer"}}},
+    {"anyOf": [{"required": ["z"]}, {"properties": {"y": {"type": "integer"}}, "required": ["y"]}]},
+    {"allOf": [{"properties": {"z": {"type": "integer"}}, "required": ["z"]}]},
+]
+
+
+@given(seed=st.integers(0, 2**32))
+def test_an_object_has_no_properties_that_nobody_asked_for(demo, grammars, seed):
+    """Models may invent them for ever; a schema that says nothing of others allows them."""
+    schema = {"type": "object", "properties": NAMED, "$defs": {"b": INNER}, "required": ["b"]}
+    kept = keeper(grammars.compiled(json_grammar(schema)))
+    text = said(demo, kept, hasty(demo, seed))
+    assert text is not None
+    value = json.loads(text)
+    assert value.keys() <= {"a", "b"}
+    assert value["b"].keys() <= {"c"}
+
+
+@pytest.mark.parametrize("others", OTHERS, ids=lambda others: next(iter(others)))
+def test_others_stay_possible_where_they_are_asked_for(demo, grammars, others):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, **others}
+    grammar = json_grammar(schema)
+    found = set()
+    for seed in range(40):
+        text = said(demo, keeper(grammars.compiled(grammar)), hasty(demo, seed))
+        if text:
+            check_valid(text, schema)
+            found |= json.loads(text).keys()
+    assert found - {"a"}
+
+
 def test_a_token_that_breaks_the_grammar_is_refused(demo, grammars):
     kept = keeper(grammars.compiled(json_grammar({"const": 1})))
     with pytest.raises(MixtralError, match="grammar"):

@@ -72,6 +72,54 @@ def test_a_prediction_makes_it_come_sooner(client):
     assert known.usage.completion_tokens_details.accepted_prediction_tokens > 45
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "more", [{}, {"continue_final_message": True}, {"add_generation_prompt": False}]
+)
+def test_a_message_that_the_assistant_began_is_gone_on_with(client, more, stream):
+    """Without repeating it, unlike Mistral's prefix."""
+    begun = "A violin is a stringed"
+    talk = [*user(), {"role": "assistant", "content": begun}]
+    asked = {"model": "demo", "messages": talk, "temperature": 0, "stream": stream}
+    reply = client.chat.completions.create(**asked, extra_body=more)
+    if stream:
+        said = "".join(c.choices[0].delta.content or "" for c in reply if c.choices)
+    else:
+        said = reply.choices[0].message.content
+    assert begun + said == ANSWER
+
+
+def test_what_cannot_be_gone_on_with_is_refused(refused):
+    begun = [*user(), {"role": "assistant", "content": "A violin"}]
+    for more in ({"continue_final_message": True}, {"add_generation_prompt": False}):
+        refused(400, {"messages": user(), **more})
+    for more in ({"continue_final_message": False}, {"add_generation_prompt": True}):
+        refused(400, {"messages": begun, **more})
+
+
+def test_other_programs_spellings(post):
+    asked = {"messages": user("Count from 5 to 12."), "temperature": 0}
+    plain, none, one, same = (
+        post("/v1/chat/completions", asked | more).json()["choices"][0]["message"]["content"]
+        for more in (
+            {},
+            {"max_tokens": -1, "seed": -1, "nonsense": None},
+            {"repetition_penalty": 3.0},
+            {"repeat_penalty": 3.0},
+        )
+    )
+    assert plain == none
+    assert plain != one == same
+
+
+def test_pictures_are_refused_in_words(refused):
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    content = [{"type": "text", "text": "What is it?"}, picture]
+    error = refused(400, {"messages": [{"role": "user", "content": content}]})
+    assert error["param"] == "messages.0.content.1.type"
+    assert "no images" in error["message"]
+
+
 def test_streamed_it_is_the_same(client):
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"

@@ -1,0 +1,1 @@
+"""Ollama's API, as far as it is about answers: for programs that speak no other."""
