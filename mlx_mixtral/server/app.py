@@ -71,8 +71,8 @@ def make_api(service: Service, metrics: Metrics) -> FastAPI:
 
 
 _ABOUT = (
-    "One loaded model, for clients of OpenAI's and Mistral's APIs. Fields that are not listed "
-    "are refused."
+    "One loaded model, for clients of OpenAI's, Mistral's and Ollama's APIs. Fields that are not "
+    "listed are refused."
 )
 
 
