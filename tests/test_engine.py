@@ -573,7 +573,7 @@ def test_memory_is_set_aside_for_all_that_runs(
     for bad in (job([3] * 700, 200), job([3] * 900, None)):
         with pytest.raises(ContextError, match="MB are set aside"):
             one.submit(bad)
-    with pytest.raises(ContextError, match="context holds 1024"):
+    with pytest.raises(ContextError, match="maximum context length is 1024"):
         one.submit(job([3] * 1024, 1))
     with pytest.raises(UsageError, match="empty"):
         one.submit(job([], 1))

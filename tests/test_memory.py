@@ -131,7 +131,7 @@ def test_macos_is_told_to_keep_the_need_and_no_more(monkeypatch):
     ("options", "code", "said"),
     [
         (["--context", "5000"], 2, "the model has 1 to 2048"),
-        (["--context", "5"], 1, "context holds 5"),
+        (["--context", "5"], 1, "maximum context length is 5 tokens"),
         (["--context", "100", "--force"], 0, ""),
     ],
 )

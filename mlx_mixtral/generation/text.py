@@ -179,8 +179,9 @@ def longest_answer(config: ModelConfig, prompt: Sequence[int], settings: Samplin
         raise UsageError(f"token id {bad[0]} is outside the vocabulary of {vocab}")
     if len(prompt) >= limit:
         raise ContextError(
-            f"the prompt has {len(prompt)} tokens and the model's context holds {limit}, "
-            "the answer included; shorten it"
+            # Programs look for these words to tell this error from others.
+            f"context length exceeded: the prompt has {len(prompt)} tokens, and this model's "
+            f"maximum context length is {limit} tokens, the answer included; shorten it"
         )
     room = limit - len(prompt)
     return min(settings.max_tokens or room, room)

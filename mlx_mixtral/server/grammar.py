@@ -7,6 +7,7 @@ and colon: where a model may choose its blanks, it may choose nothing else any m
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ SCHEMA_BYTES = 64 << 10
 SCHEMA_DEPTH = 64
 LARGEST_INTEGER = 10**15 - 1
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
+_LOOKAROUND = re.compile(r"\(\?<?[=!]")
 _OF_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties",
               "propertyNames", "anyOf", "oneOf", "$ref", "if", "dependentSchemas")  # fmt: skip
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -83,7 +86,8 @@ class Grammars:
         """
         matcher = LLMatcher(self._tokenizer, lark, log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            reason = " ".join(matcher.get_error().split())[:300]
+            # The grammar itself follows, which is not the client's.
+            reason = _PLACE.sub("", matcher.get_error().partition("\n")[0].strip())[:300]
             raise UsageError(f"the schema cannot be honoured: {reason}")
         return matcher
 
@@ -93,8 +97,11 @@ def keeper(compiled: LLMatcher) -> Keeper:
     return Keeper(compiled.deep_copy())
 
 
-def json_rule(schema: Mapping[str, Any] | bool) -> str:
+def json_rule(schema: Mapping[str, Any] | bool, lenient: bool = False) -> str:
     """The right side of a rule of Lark: JSON that keeps to ``schema``.
+
+    Args:
+        lenient: what cannot be kept to is left out rather than refused.
 
     Raises:
         UsageError: the schema is too large or too deep.
@@ -111,12 +118,15 @@ def json_rule(schema: Mapping[str, Any] | bool) -> str:
         raise UsageError("the schema has an x-guidance, which cannot be honoured: leave it out")
     # What stands in an allOf is about a part of an object, which others say more about.
     narrow = _narrowed(wanted, closes='"allOf"' not in text)
-    return f"%json {json.dumps({**narrow, 'x-guidance': _FORM})}"
+    form = _FORM | {"lenient": True} if lenient else _FORM
+    if lenient:
+        narrow = _without_lookaround(narrow)
+    return f"%json {json.dumps({**narrow, 'x-guidance': form})}"
 
 
-def json_grammar(schema: Mapping[str, Any] | bool) -> str:
-    """The answer is JSON that keeps to ``schema``, after a space perhaps."""
-    return f"start: SPACE? answer\nSPACE: / /\nanswer: {json_rule(schema)}\n"
+def json_grammar(schema: Mapping[str, Any] | bool, lenient: bool = False) -> str:
+    """The answer is JSON that keeps to ``schema`` (as of ``json_rule``), after a space perhaps."""
+    return f"start: SPACE? answer\nSPACE: / /\nanswer: {json_rule(schema, lenient)}\n"
 
 
 def _narrowed(schema: Any, closes: bool, within: bool = False) -> Any:
@@ -143,6 +153,19 @@ def _narrowed(schema: Any, closes: bool, within: bool = False) -> Any:
         added |= {"additionalProperties": False}
     within = within or "properties" in schema
     return added | {key: _narrowed_at(key, inner, closes, within) for key, inner in schema.items()}
+
+
+def _without_lookaround(schema: Any) -> Any:
+    """The schema without patterns that look ahead or back, which no grammar can follow."""
+    if isinstance(schema, list):
+        return [_without_lookaround(inner) for inner in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        key: _without_lookaround(inner)
+        for key, inner in schema.items()
+        if not (key == "pattern" and isinstance(inner, str) and _LOOKAROUND.search(inner))
+    }
 
 
 def _names_all(schema: Mapping[str, Any]) -> bool:

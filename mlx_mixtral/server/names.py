@@ -28,7 +28,8 @@ class ServedModel:
     Attributes:
         id: its name here.
         family: "mixtral-8x7b", "mixtral-8x22b", "mistral-7b", "mixtral" or "mistral".
-        aliases: further names, with ``*`` for anything.
+        aliases: further names, with ``*`` for anything. Those of them that Mistral's API had for
+            the model are ``hosted``.
         context: tokens that a prompt and its answer may have together.
         temperature: of a chat that does not ask for one.
     """
@@ -36,6 +37,7 @@ class ServedModel:
     id: str
     family: str
     aliases: tuple[str, ...]
+    hosted: tuple[str, ...]
     context: int
     temperature: float
     layers: int
@@ -56,6 +58,7 @@ class ServedModel:
             id=own,
             family=family,
             aliases=tuple(dict.fromkeys(other for other in others if other != own)),
+            hosted=hosted,
             context=config.max_position_embeddings,
             temperature=lm.chat_temperature,
             layers=config.num_hidden_layers,

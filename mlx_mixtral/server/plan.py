@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_mixtral.errors import ContextError, UsageError
 from mlx_mixtral.generation.sampling import Sampling
 from mlx_mixtral.server.grammar import Grammars, json_grammar, json_rule, keeper
+from mlx_mixtral.server.history import in_native_form, in_plain_text, tidied
 from mlx_mixtral.server.jobs import Job
 from mlx_mixtral.server.schema import (
     AnyObjectFormat,
@@ -19,14 +20,7 @@ from mlx_mixtral.server.schema import (
     Prediction,
     SchemaFormat,
 )
-from mlx_mixtral.server.tools import (
-    MARK,
-    NATIVE,
-    TEXT_MARK,
-    Toolbox,
-    in_native_form,
-    in_plain_text,
-)
+from mlx_mixtral.server.tools import MARK, NATIVE, SINGLE, TEXT_MARK, Toolbox
 
 if TYPE_CHECKING:
     from mlx_mixtral.loading import LanguageModel
@@ -84,10 +78,9 @@ class Planner:
             UsageError: the model's form has no place for it, or a setting is wrong.
             ContextError: it is longer than the context.
         """
-        toolbox = Toolbox.of(request)
+        toolbox = Toolbox.of(request, single=self._lm.template.name == SINGLE)
         last = request.messages[-1]
         prompt = self.conversation(request.messages, toolbox.tools)
-        grammar, calls = self._grammar(request, toolbox)
         top = request.top_logprobs or 0
         job = Job(
             prompt=tuple(prompt),
@@ -96,9 +89,15 @@ class Planner:
             routing=request.routing,
             prediction=self._predicted(request.prediction),
         )
-        prefix = "".join(_texts(last)) if last.prefix else ""
-        jobs = self._copies(job, request, grammar)
-        return Plan(jobs, prefix, last.is_open, calls, each=request.n or 1)
+        begun = "".join(_texts(last)) if last.is_open else ""
+        try:
+            grammar, calls = self._grammar(request, toolbox)
+            jobs = self._copies(job, request, grammar)
+        except UsageError:
+            toolbox.check(self._grammars)  # which tells the function, if it is one's
+            raise
+        prefix = begun if last.prefix else ""
+        return Plan(jobs, prefix, bool(begun), calls, each=request.n or 1)
 
     def completion(self, request: CompletionRequest) -> Plan:
         """Of texts to be continued. Raises as ``chat`` does."""
@@ -114,10 +113,11 @@ class Planner:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[int]:
         """The ids of a prompt in the model's form. Raises UsageError and ContextError."""
-        turns = [message.model_dump(exclude_none=True) for message in messages]
         self._check_length(text for message in messages for text in _texts(message))
-        is_open = messages[-1].is_open
-        turns = in_native_form(turns) if self._native else in_plain_text(turns, tools)
+        sent = [message.model_dump(exclude_none=True) for message in messages]
+        kept = tidied(sent, hoists=self._lm.template.name.startswith("mistral"))
+        is_open = bool(kept) and kept[-1]["role"] == "assistant"
+        turns = in_native_form(kept) if self._native else in_plain_text(kept, tools)
         return self._lm.template.encode(
             turns,
             tools=list(tools) if self._native else None,
@@ -144,7 +144,11 @@ class Planner:
         """Refuses what cannot fit without tokenizing it first: no token spells 64 characters."""
         most = 64 * self._lm.config.max_position_embeddings
         if any(len(text) > most for text in texts):
-            raise ContextError("the prompt is far longer than the model's context; shorten it")
+            longest = self._lm.config.max_position_embeddings
+            raise ContextError(
+                "context length exceeded: the prompt is far too long, and this model's maximum "
+                f"context length is {longest} tokens; shorten it"
+            )
 
     def _sampling(self, request: Generating, most: int | None) -> Sampling:
         given = {name: getattr(request, name) for name in _SAMPLING}
@@ -178,13 +182,14 @@ class Planner:
         """The grammar of the answer, and what calls of functions begin with in it."""
         wanted = request.response_format
         schema: Mapping[str, Any] | bool | None = None
+        lenient = False
         if isinstance(wanted, SchemaFormat):
-            schema = wanted.json_schema.json_schema
+            schema, lenient = wanted.json_schema.json_schema, wanted.json_schema.strict is False
         elif isinstance(wanted, AnyObjectFormat):
             schema = {"type": "object"}
         if not toolbox.tools:
-            return (None if schema is None else json_grammar(schema)), None
-        otherwise = None if schema is None else json_rule(schema)
+            return (None if schema is None else json_grammar(schema, lenient)), None
+        otherwise = None if schema is None else json_rule(schema, lenient)
         if not self._native:
             return toolbox.grammar(TEXT_MARK, otherwise), MARK
         mark = self._lm.tokenizer.control_id(MARK)

@@ -6,12 +6,14 @@ import json
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mlx_mixtral.server.answers import Answer, Part, Usage
 from mlx_mixtral.server.failure import json_bytes, refusal_of
 from mlx_mixtral.server.jobs import TokenInfo
 from mlx_mixtral.server.schema import ChatRequest, CompletionRequest, StreamOptions
+from mlx_mixtral.server.tools import CallPart
 from mlx_mixtral.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
@@ -40,8 +42,12 @@ class Reply(Protocol):
 class ChatReply:
     """The answers to ``POST /v1/chat/completions``."""
 
-    def __init__(self, request: ChatRequest, model: str, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: ChatRequest, model: str, tokenizer: Tokenizer, whole_calls: bool = False
+    ) -> None:
+        """``whole_calls``: in a stream a call comes when it is whole."""
         self._tokenizer, self._options = tokenizer, request.stream_options
+        self._whole_calls, self._held = whole_calls, dict[int, list[CallPart]]()
         self._logprobs, self._routing = bool(request.logprobs), request.routing
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
         self._model = model
@@ -67,17 +73,16 @@ class ChatReply:
         """A chunk, unless there is nothing to tell."""
         told = self._logprobs or self._routing
         usage = None if self._options else usage
-        if not (part.text or part.calls or part.done or (told and part.tokens)):
+        calls = self._whole(index, part) if self._whole_calls else part.calls
+        if not (part.text or calls or part.done or (told and part.tokens)):
             return None
         reason = json.dumps(part.reason)
-        if not part.calls and not (told and part.tokens):
+        if not calls and not (told and part.tokens):
             text = f'{{"content": {json.dumps(part.text)}}}' if part.text else "{}"
             return self._framed(index, text, reason, usage=usage)
         delta: dict[str, Any] = {"content": part.text} if part.text else {}
-        if part.calls:
-            delta["tool_calls"] = [
-                _call_delta(c.index, c.id, c.name, c.arguments) for c in part.calls
-            ]
+        if calls:
+            delta["tool_calls"] = [_call_delta(c.index, c.id, c.name, c.arguments) for c in calls]
         return self._framed(index, json.dumps(delta), reason, self._about(part.tokens), usage)
 
     def end(self, usage: Usage | None) -> bytes:
@@ -87,6 +92,19 @@ class ChatReply:
     def failed(self, error: Exception) -> bytes:
         """An event with the error."""
         return error_frame(error)
+
+    def _whole(self, index: int, part: Part) -> list[CallPart]:
+        """The calls that a part completes, each as one."""
+        held, whole = self._held.setdefault(index, []), []
+        for call in part.calls:
+            if call.name is None:
+                held[-1] = replace(held[-1], arguments=held[-1].arguments + call.arguments)
+                continue
+            whole += held
+            held[:] = [call]
+        if part.done:
+            whole += held
+        return whole
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text}

@@ -81,6 +81,11 @@ def text_routes(service: Service) -> APIRouter:
         The model was not trained for this. They tell alike texts from others, and that is all.
         """
         service.model.check(asked.model)
+        size = service.lm.config.hidden_size
+        for name in ("dimensions", "output_dimension"):
+            if getattr(asked, name) not in (None, size):
+                told = f"the model's vectors have {size} dimensions; ask for these, or for none"
+                raise Refusal(400, told, code="invalid_value", param=name)
         prompts = await asyncio.to_thread(service.planner.texts, asked.input)
         vectors = unit_vectors(await service.embedded(request, prompts))
         base_64 = asked.encoding_format == "base64"

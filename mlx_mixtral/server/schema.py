@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 # Of one request. They stand in the API's description.
 MOST_MESSAGES = 2048
-MOST_TOOLS = 64
+MOST_TOOLS = 128
 MOST_STOPS = 16
 MOST_ANSWERS = 16
 MOST_BIASES = 1024
@@ -52,6 +52,7 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: str
+    cache_control: dict[str, Any] | None = Field(None, description=NO_EFFECT)
 
     @field_validator("type", mode="before")
     @classmethod
@@ -83,12 +84,18 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = Field(None, description="Of the function, in a tool's message.")
-    tool_calls: list[ToolCall] | None = Field(None, max_length=MOST_TOOLS)
+    tool_calls: list[ToolCall] | None = Field(
+        None,
+        max_length=MOST_TOOLS,
+        description="The forms of Mistral's own models have no place for content beside them: "
+        "it is left out.",
+    )
     tool_call_id: str | None = None
     prefix: bool = Field(
         False, description="The answer goes on with this last message (Mistral's API)."
     )
     refusal: str | None = Field(None, description=NO_EFFECT)
+    reasoning_content: str | None = Field(None, description=f"Of another model. {NO_EFFECT}")
     annotations: list[Any] | None = Field(None, max_length=0)
     audio: None = None
     function_call: None = None
@@ -104,8 +111,14 @@ class Function(Strict):
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of an object.")
-    strict: bool | None = Field(None, description="Arguments always keep to the schema.")
+    parameters: dict[str, Any] | None = Field(
+        None, description="A JSON schema of an object. Arguments always keep to it."
+    )
+    strict: bool | None = Field(
+        None,
+        description="True: a schema with anything that cannot be kept to is refused. Else that is "
+        "left out.",
+    )
 
 
 class Tool(Strict):
@@ -139,8 +152,14 @@ class AnyObjectFormat(Strict):
 class NamedSchema(Strict):
     name: str = Field("answer", max_length=64)
     description: str | None = Field(None, description=NO_EFFECT)
-    json_schema: dict[str, Any] | bool = Field(alias="schema")
-    strict: bool | None = Field(None, description="Answers always keep to the schema.")
+    json_schema: dict[str, Any] | bool = Field(
+        alias="schema", description="Answers always keep to it."
+    )
+    strict: bool | None = Field(
+        None,
+        description="False: what cannot be kept to is left out. Else a schema with anything like "
+        "that is refused.",
+    )
 
 
 class SchemaFormat(Strict):
@@ -268,9 +287,12 @@ class ChatRequest(Generating):
     prompt_cache_key: str | None = Field(None, description=NO_EFFECT)
     service_tier: Literal["auto", "default"] | None = Field(None, description=NO_EFFECT)
     modalities: list[Literal["text"]] | None = None
-    store: Literal[False] | None = None
+    store: bool | None = Field(None, description=f"{NO_EFFECT} Nothing is kept.")
+    reasoning_effort: str | None = Field(
+        None, max_length=16, description=f"{NO_EFFECT} The model does not reason."
+    )
+    verbosity: Literal["low", "medium", "high"] | None = Field(None, description=NO_EFFECT)
     safe_prompt: Literal[False] | None = None
-    reasoning_effort: Literal["none"] | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> ChatRequest:
@@ -310,13 +332,24 @@ class CompletionRequest(Generating):
 class EmbeddingRequest(Named):
     """``POST /v1/embeddings``"""
 
-    input: (
-        str
-        | TokenIds
-        | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MOST_INPUTS)]
-    ) = Field(description="Text or token ids, one or several. Text goes after <s>.")
+    input: str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)] = Field(
+        description="One text or several. Each goes after <s>."
+    )
     encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, description="Of the model; there are no others.")
+    output_dimension: int | None = Field(None, description="Mistral's name of dimensions.")
     output_dtype: Literal["float"] | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _no_ids(cls, given: Any) -> Any:
+        first = given[0] if isinstance(given, list) and given else None
+        if isinstance(first, int | list):
+            raise ValueError(
+                "token ids are not taken, as clients send those of OpenAI's vocabularies: send "
+                "text (in LangChain with check_embedding_ctx_length=False)"
+            )
+        return given
 
 
 class TokenizeRequest(Named):

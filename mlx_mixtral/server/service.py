@@ -68,7 +68,10 @@ class Service:
     async def chat(self, request: Request, asked: ChatRequest) -> Response:
         """Answers a conversation."""
         self.model.check(asked.model)
-        reply = ChatReply(asked, self.model.id, self.lm.tokenizer)
+        client = request.headers.get("user-agent", "").lower()
+        # Mistral's API streams a call as a whole, and its clients can read no other.
+        whole_calls = asked.model in self.model.hosted or "mistral" in client
+        reply = ChatReply(asked, self.model.id, self.lm.tokenizer, whole_calls)
         return await self.answer(request, asked, reply)
 
     async def respond(self, request: Request, asked: ResponsesRequest) -> Response:

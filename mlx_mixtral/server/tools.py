@@ -6,7 +6,6 @@ functions in the system text, and is held to the same form of a call by the gram
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
@@ -16,19 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.server.grammar import json_rule
+from mlx_mixtral.server.grammar import Grammars, json_rule
 from mlx_mixtral.server.schema import ChatRequest, ChosenTool, Tool
-from mlx_mixtral.template.messages import json_value
 
 MARK = "[TOOL_CALLS]"
 TEXT_MARK = r"/ ?\[TOOL_CALLS\]/"
 """One lexeme, space included: a space by itself would be the beginning of any text."""
 NATIVE = ("mistral-v2", "mistral-v3")
 """Names of the templates that have a form for tools."""
+SINGLE = "mistral-v2"
+"""The one that takes one result a turn."""
 MOST_CALLS = 16
 """Calls at once: a small model may repeat itself for ever."""
 _LETTERS = string.ascii_letters + string.digits
-_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,22 @@ class Toolbox:
         tools: in OpenAI's form; none where ``tool_choice`` forbids all.
         required: one of them has to be called.
         several: more than one call may be made at once.
+        strict: names of those whose arguments have to keep to their schemas in every point. Of
+            others' schemas, what cannot be kept to is left out.
     """
 
     tools: tuple[Mapping[str, Any], ...]
     required: bool
     several: bool
+    strict: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, request: ChatRequest) -> Toolbox:
-        """Raises UsageError where ``tool_choice`` names none of them."""
+    def of(cls, request: ChatRequest, single: bool = False) -> Toolbox:
+        """Raises UsageError where ``tool_choice`` names none of them.
+
+        Args:
+            single: the model's form has no place for the results of several calls.
+        """
         tools, choice = request.tools or [], request.tool_choice
         names = [tool.function.name for tool in tools]
         if len(set(names)) < len(names):
@@ -59,7 +65,9 @@ class Toolbox:
         required = choice in ("required", "any") or isinstance(choice, ChosenTool)
         if required and not tools:
             raise UsageError("tool_choice demands a call of a tool that is not among the tools")
-        return cls(described(tools), required, request.parallel_tool_calls is not False)
+        strict = frozenset(tool.function.name for tool in tools if tool.function.strict)
+        several = request.parallel_tool_calls is not False and not single
+        return cls(described(tools), required, several, strict)
 
     def grammar(self, mark: str, otherwise: str | None) -> str:
         """A call, or several, or else an answer.
@@ -71,7 +79,7 @@ class Toolbox:
         functions = [tool["function"] for tool in self.tools]
         bodies = [
             f'f{n}: {_quoted(json.dumps(f["name"]), before=_HEAD)} a{n} "}}"\n'
-            f"a{n}: {json_rule(_arguments(f))}\n"
+            f"a{n}: {self._rule(f)}\n"
             for n, f in enumerate(functions)
         ]
         more = f' (", " call){{0,{MOST_CALLS - 1}}}' if self.several else ""
@@ -90,6 +98,17 @@ class Toolbox:
         elif not self.required:
             rules.append(r"TEXT: /(?s:.*)/ & ~/(?s: ?\[TOOL_CALLS\].*)/")
         return "\n".join(rules)
+
+    def _rule(self, function: Mapping[str, Any]) -> str:
+        return json_rule(_arguments(function), lenient=function["name"] not in self.strict)
+
+    def check(self, grammars: Grammars) -> None:
+        """Raises UsageError with the name of the first function whose schema cannot be kept to."""
+        for function in (tool["function"] for tool in self.tools):
+            try:
+                grammars.compiled(f"start: {self._rule(function)}\n")
+            except UsageError as error:
+                raise UsageError(f"parameters of {function['name']}: {error}") from None
 
 
 def described(tools: Sequence[Tool]) -> tuple[Mapping[str, Any], ...]:
@@ -176,74 +195,3 @@ class CallReader:
 def new_call_id() -> str:
     """Nine letters and digits, the form that Mistral's models know."""
     return "".join(secrets.choice(_LETTERS) for _ in range(9))
-
-
-def in_native_form(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages whose call ids have Mistral's form, and whose results name their function."""
-    names: dict[str | None, str] = {}
-    out = []
-    for message in messages:
-        turn = dict(message)
-        if calls := turn.get("tool_calls"):
-            names |= {call.get("id"): call["function"]["name"] for call in calls}
-            turn["tool_calls"] = [{**call, "id": _short(call.get("id"))} for call in calls]
-        if turn["role"] == "tool":
-            turn.setdefault("name", names.get(turn.get("tool_call_id"), "function"))
-            turn["tool_call_id"] = _short(turn.get("tool_call_id"))
-        out.append(turn)
-    return out
-
-
-def _short(call_id: str | None) -> str | None:
-    if call_id is None or _CALL_ID.fullmatch(call_id):
-        return call_id
-    digest = hashlib.sha256(call_id.encode("utf-8", "replace")).digest()
-    return "".join(_LETTERS[byte % len(_LETTERS)] for byte in digest[:9])
-
-
-def in_plain_text(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Messages for a template that knows no tools: functions, calls and results in words."""
-    names: dict[str | None, str] = {}
-    out: list[dict[str, Any]] = []
-    if tools:
-        out.append({"role": "system", "content": _told(tools)})
-    for message in messages:
-        turn = {key: value for key, value in message.items() if key != "tool_calls"}
-        if calls := message.get("tool_calls"):
-            names |= {call.get("id"): call["function"]["name"] for call in calls}
-            said = f"{MARK} {json.dumps([_shown(call) for call in calls], ensure_ascii=False)}"
-            before = message.get("content")
-            turn["content"] = f"{before}\n{said}" if isinstance(before, str) and before else said
-        if turn["role"] == "tool":
-            call_id = turn.pop("tool_call_id", None)
-            name = turn.pop("name", None) or names.get(call_id, "the function")
-            turn = {"role": "user", "content": f"Result of {name}: {_plain(turn.get('content'))}"}
-        out.append(turn)
-    return out
-
-
-def _told(tools: Sequence[Mapping[str, Any]]) -> str:
-    functions = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
-    return (
-        f"You can call these functions: {functions}\n"
-        f"To call one or more, answer with {MARK} and a JSON list of calls and nothing else:\n"
-        f'{MARK} [{{"name": "...", "arguments": {{...}}}}]\n'
-        "Their results will follow. If no function is of use, answer in words."
-    )
-
-
-def _shown(call: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = call["function"]["arguments"]
-    if isinstance(arguments, str):
-        arguments = json_value(arguments)
-    return {"name": call["function"]["name"], "arguments": arguments}
-
-
-def _plain(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return "\n\n".join(part["text"] for part in content)
-    raise UsageError('a tool message needs "content"')

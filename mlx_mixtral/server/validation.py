@@ -28,11 +28,14 @@ def _deepest(found: Sequence[Any]) -> list[Any]:
     Where a text may stand or a list, of a wrong list it is also said that it is no text.
     """
     paths = [_path(problem) for problem in found]
-    return [
+    deepest = [
         problem
         for problem, path in zip(found, paths, strict=True)
         if not path or not any(other.startswith(f"{path}.") for other in paths)
     ]
+    # What a validator of ours says is meant for people, and all there is to say.
+    ours = [problem for problem in deepest if problem["type"] == "value_error"]
+    return ours or deepest
 
 
 def _told(problem: Mapping[str, Any]) -> str:
@@ -51,5 +54,5 @@ def _path(problem: Mapping[str, Any]) -> str:
 
 
 def _is_field(step: str) -> bool:
-    alternatives = ("[", "TextPart", "ChosenTool", "json_object", "json_schema")
+    alternatives = ("[", "constrained-", "TextPart", "ChosenTool", "json_object", "json_schema")
     return not (step in ("str", "float", "int", "bool") or any(a in step for a in alternatives))

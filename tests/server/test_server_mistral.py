@@ -45,6 +45,23 @@ def test_random_seed(mistral):
     assert first == same != other
 
 
+@pytest.mark.parametrize("model", ["demo", "mistral-small"])
+def test_calls_are_streamed_whole(mistral, model):
+    """The client can read no parts of them."""
+    asked = {"tools": [WEATHER], "tool_choice": "any", "max_tokens": 120, "temperature": 0}
+    talk = user("Weather in Rome and Paris?")
+    with mistral.chat.stream(model=model, messages=talk, **asked) as events:
+        deltas = [event.data.choices[0].delta for event in events if event.data.choices]
+    calls = [call for delta in deltas for call in delta.tool_calls or ()]
+    assert calls
+    whole = mistral.chat.complete(model=model, messages=talk, **asked).choices[0].message
+    assert [call.function.arguments for call in calls] == [
+        call.function.arguments for call in whole.tool_calls
+    ]
+    assert [call.function.name for call in calls] == ["get_weather"] * len(calls)
+    assert len({call.id for call in calls}) == len(calls)
+
+
 def test_a_prediction_comes_true(mistral):
     reply = ask(mistral, prediction={"type": "content", "content": ANSWER})
     assert reply.choices[0].message.content == ANSWER

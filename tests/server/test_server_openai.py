@@ -357,11 +357,43 @@ def test_embeddings(client, form):
     assert reply.usage.prompt_tokens > 15
 
 
-def test_the_default_form_of_embeddings_and_one_of_ids(client):
+def test_the_default_form_of_embeddings(client):
     one = client.copy().embeddings.create(model="demo", input="A violin")  # base64
-    ids = client.post("/tokenize", body={"text": "A violin", "bos": True}, cast_to=object)
-    two = client.copy().embeddings.create(model="demo", input=ids["tokens"])
-    assert one.data[0].embedding == pytest.approx(two.data[0].embedding, abs=1e-5)
+    two = client.embeddings.create(
+        model="demo", input="A violin", encoding_format="float", dimensions=256
+    )
+    assert one.data[0].embedding == pytest.approx(two.data[0].embedding, abs=1e-6)
+
+
+@pytest.mark.parametrize("ids", [[64, 5679], [[64, 5679]]])
+def test_ids_of_other_vocabularies_are_not_taken_for_ours(refused, ids):
+    """LangChain's OpenAIEmbeddings sends such, unless it is told not to."""
+    error = refused(400, {"input": ids}, "/v1/embeddings")
+    assert "check_embedding_ctx_length" in error["message"]
+    assert error["param"] == "input"
+
+
+@pytest.mark.parametrize("name", ["dimensions", "output_dimension"])
+def test_vectors_have_the_models_size(refused, post, name):
+    assert "256" in refused(400, {"input": "a", name: 64}, "/v1/embeddings")["message"]
+    assert post("/v1/embeddings", {"input": "a", name: 256}).status_code == 200
+
+
+def test_what_other_models_do_with_it_is_taken(post):
+    talk = [*user(), {"role": "assistant", "content": "No.", "reasoning_content": "Hm."}, *user()]
+    talk[-1]["content"] = [{"type": "text", "text": "Why?", "cache_control": {"type": "ephemeral"}}]
+    asked = {"messages": talk, "max_tokens": 2}
+    asked |= {"reasoning_effort": "high", "verbosity": "low", "store": True}
+    assert post("/v1/chat/completions", asked).status_code == 200
+
+
+def test_a_prompt_that_is_too_long_is_told_in_words_that_programs_know(refused):
+    error = refused(400, {"messages": user("word " * 3000)})
+    assert error["code"] == "context_length_exceeded"
+    assert "this model's maximum context length is 2048 tokens" in error["message"]  # litellm
+    assert "context length exceeded" in error["message"]  # Continue
+    error = refused(400, {"messages": user("word " * 300_000)})
+    assert "this model's maximum context length is 2048 tokens" in error["message"]
 
 
 def test_models(client):

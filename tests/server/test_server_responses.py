@@ -149,7 +149,7 @@ def test_log_probabilities(client, stream):
         ({"conversation": "conv_1"}, "conversation", "nothing is kept"),
         ({"truncation": "auto"}, "truncation", ""),
         ({"background": True}, "background", ""),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.name", ""),
+        ({"tools": [{"type": "web_search"}]}, "tools.0", "functions alone"),
         ({"input": []}, "input", ""),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type", ""),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_server_grammar import allowed
 
-from mlx_mixtral.errors import UsageError
+from mlx_mixtral.errors import ContextError, UsageError
 from mlx_mixtral.server.answers import Answer, AnswerReader
+from mlx_mixtral.server.history import in_native_form, in_plain_text
 from mlx_mixtral.server.jobs import Done, Piece, TokenInfo
 from mlx_mixtral.server.plan import Planner
-from mlx_mixtral.server.schema import ChatRequest
-from mlx_mixtral.server.tools import CallReader, in_native_form, in_plain_text
+from mlx_mixtral.server.schema import ChatRequest, Message
+from mlx_mixtral.server.tools import CallReader
 from mlx_mixtral.template import template_for
 from mlx_mixtral.tokenizer import Tokenizer
 
@@ -230,12 +232,110 @@ def test_calls_and_results_in_words():
         {"tool_choice": {"type": "function", "function": {"name": "missing"}}},
         {"tools": [TOOLS[1], TOOLS[1]]},
         {"tools": [{"function": {"name": "f", "parameters": {"type": "array"}}}]},
-        {"tools": [{"function": {"name": "f", "parameters": {"not": {}}}}]},
+        {"tools": [{"function": {"name": "f", "strict": True, "parameters": {"not": {}}}}]},
     ],
 )
 def test_tools_that_cannot_be_had(planners, more):
     with pytest.raises(UsageError):
         planned(planners["v1"], **more)
+
+
+ODD = [
+    {"propertyNames": {"pattern": "^a"}, "additionalProperties": {"type": "integer"}},
+    {"properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}},
+    {"properties": {"a": {"type": "string", "format": "binary"}}},
+    {"properties": {"a": {"type": "string", "pattern": "^(?=.*[0-9]).{8}$"}}},
+    {"properties": {"a": {"not": {"type": "string"}}}},
+    {"properties": {"a": {"type": "integer"}}, "if": {"required": ["a"]}, "then": {}},
+]
+
+
+@pytest.mark.parametrize("schema", ODD, ids=str)
+@pytest.mark.parametrize("version", ["v1", "v3"])
+def test_what_cannot_be_kept_to_is_left_out_unless_it_is_strict(planners, models, version, schema):
+    """One such schema of many, as servers of the Model Context Protocol have them."""
+    function = {"name": "odd", "parameters": {"type": "object", **schema}}
+    plan = planned(
+        planners[version], tools=[*TOOLS, {"function": function}],
+        tool_choice={"type": "function", "function": {"name": "odd"}}, parallel_tool_calls=False,
+    )  # fmt: skip
+    (call,) = answered(models[version], plan, hasty(models[version], 4)).calls
+    assert call["name"] == "odd"
+    assert isinstance(json.loads(call["arguments"]), dict)
+    with pytest.raises(
+        UsageError, match="parameters of odd: the schema cannot be honoured"
+    ) as told:
+        planned(planners[version], tools=[*TOOLS, {"function": function | {"strict": True}}])
+    assert "start:" not in str(told.value)
+    assert "%json" not in str(told.value)
+
+
+def test_as_many_tools_as_openai_takes(planners):
+    tools = [
+        {"function": {"name": f"tool_{n}", "parameters": {"type": "object", "properties": {
+            f"argument_{m}": {"type": ["string", "null"], "description": "x" * 40}
+            for m in range(8)}}}}
+        for n in range(128)
+    ]  # fmt: skip
+    with suppress(ContextError):  # the demo's is small
+        planned(planners["v1"], tools=tools)
+    plan = planned(planners["v3"], tools=[*tools[:20]])
+    assert plan.jobs[0].grammar is not None
+
+
+def test_a_form_for_one_result_a_turn_gets_one_call(models, planners):
+    calls = answered(
+        models["v2"], planned(planners["v2"], tool_choice="any"), hasty(models["v2"], 1)
+    ).calls
+    assert len(calls) == 1
+
+
+# --- conversations as they come
+
+
+def encoded(models, version, turns):
+    return models[version].template.encode(turns)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+def test_texts_of_the_system_may_stand_anywhere(models, planners, version):
+    system = {"role": "system", "content": "Be brief."}
+    later = {"role": "developer", "content": "Be kind."}
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    last = {"role": "user", "content": "Bye"}
+    sent = [Message(**turn) for turn in (system, *talk, later, last)]
+    first = [system, {**later, "role": "system"}, *talk, last]
+    assert planners[version].conversation(sent) == encoded(models, version, first)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("empty", ["", None, []])
+def test_an_empty_message_of_the_assistant_is_left_out(models, planners, version, empty):
+    hi, bye = {"role": "user", "content": "Hi"}, {"role": "user", "content": "Bye"}
+    nothing = {"role": "assistant", "content": empty}
+    sent = [Message.model_validate(turn) for turn in (hi, nothing, bye)]
+    assert planners[version].conversation(sent) == encoded(models, version, [hi, bye])
+    sent = [Message.model_validate(turn) for turn in (hi, nothing)]
+    assert planners[version].conversation(sent) == encoded(models, version, [hi])
+
+
+def test_text_beside_a_call_and_a_call_without_a_result(models, planners):
+    calls = [
+        {"id": i, "function": {"name": "get_time", "arguments": "{}"}}
+        for i in ("abcdefgh1", "abcdefgh2")
+    ]
+    hi, why = {"role": "user", "content": "Hi"}, {"role": "user", "content": "Why?"}
+    asked = {"role": "assistant", "content": "Wait.", "tool_calls": calls}
+    result = {"role": "tool", "tool_call_id": "abcdefgh1", "content": "7"}
+    nothing = {"role": "tool", "tool_call_id": "abcdefgh2", "content": ""}
+    plain = [hi, {**asked, "content": None}, result, nothing, why]
+    for sent in ([hi, asked, result, why], [hi, asked, result, nothing, why]):
+        messages = [Message.model_validate(turn) for turn in sent]
+        assert planners["v3"].conversation(messages) == encoded(models, "v3", plain)
+    messages = [Message.model_validate(turn) for turn in (hi, asked)]
+    for version in ("v1", "v3"):
+        with pytest.raises(UsageError, match="add its result"):
+            planners[version].conversation(messages)
 
 
 @given(

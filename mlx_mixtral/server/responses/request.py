@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mlx_mixtral.server.schema import (
     MOST_MESSAGES,
@@ -99,6 +106,17 @@ class FunctionItem(Function):
 
     type: Literal["function"]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _functions_alone(cls, given: Any) -> Any:
+        kind = given.get("type") if isinstance(given, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            raise ValueError(
+                f"there is no {kind[:40]!r} here, functions alone: switch it off in the client "
+                '(in Codex: web_search = "disabled", and [agents] enabled = false)'
+            )
+        return given
+
 
 class ChosenFunction(Strict):
     """The function that has to be called."""
@@ -151,6 +169,7 @@ class ResponsesRequest(Sampled):
     store: bool | None = Field(None, description=f"{NO_EFFECT} Nothing is kept.")
     reasoning: Reasoning | None = None
     metadata: dict[str, Any] | None = Field(None, description="Comes back with the answer.")
+    client_metadata: dict[str, Any] | None = Field(None, description=NO_EFFECT)
     prompt_cache_key: str | None = Field(None, description=NO_EFFECT)
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(None, description=NO_EFFECT)
     safety_identifier: str | None = Field(None, description=NO_EFFECT)
