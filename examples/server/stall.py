@@ -1,6 +1,6 @@
 """How long answers stand still while somebody else's long prompt is read.
 
-    python examples/serving/stall.py [MODEL] [--prompt 1500] [--answers 4]
+    python examples/server/stall.py [MODEL] [--prompt 1500] [--answers 4]
 
 Some answers are given all the time; after a while a long prompt comes. Printed are the times
 between two tokens of the answers before it and while it is read, and when its first token came.

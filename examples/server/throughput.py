@@ -1,6 +1,6 @@
 """Tokens a second for 1 to 16 requests at once: the engine, and mlx-lm's batch generator.
 
-    python examples/serving/throughput.py [MODEL] [--tokens 64] [--prompt 32] [--requests 8 ...]
+    python examples/server/throughput.py [MODEL] [--tokens 64] [--prompt 32] [--requests 8 ...]
 
 Prompts are random, and answers go on to their last token whatever they say, so that both
 compute the same number of tokens. mlx-lm gets its weights in the type that the engine uses.

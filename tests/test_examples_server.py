@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-SERVING = Path(__file__).parent.parent / "examples" / "serving"
+SERVER = Path(__file__).parent.parent / "examples" / "server"
 
 
 def printed(name: str, *options: str) -> str:
     run = subprocess.run(
-        [sys.executable, SERVING / name, *options], capture_output=True, text=True, timeout=120
+        [sys.executable, SERVER / name, *options], capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 0, run.stderr
     return run.stdout
@@ -30,3 +30,13 @@ def test_stall() -> None:
     out = printed("stall.py", "--prompt", "300", "--answers", "2")
     assert len(re.findall(r"\d+ ms at most", out)) == 2
     assert re.search(r"first token of that prompt after \d+\.\d+ s", out)
+
+
+def test_drafts() -> None:
+    out = printed("drafts.py", "--requests", "1", "--repeat", "1")
+    assert "not the same" not in out
+    rows = {line[:12].strip(): line[12:].split() for line in out.splitlines()[1:]}
+    assert set(rows) == {"quoting", "editing", "a new story", "JSON"}
+    assert rows["a new story"][-1] == "0%"
+    for kind in ("quoting", "editing", "JSON"):
+        assert float(rows[kind][-1].rstrip("%")) > 30
