@@ -28,7 +28,7 @@ class Answers:
         self.times: list[list[float]] = []
 
     async def one(self, prompt: tuple[int, ...]) -> None:
-        ticket = self.engine.submit(Job(prompt, Sampling(max_tokens=4000)))
+        ticket = self.engine.submit(Job(prompt, Sampling(max_tokens=4000, speculate=False)))
         self.times.append([])
         mine = self.times[-1]
         async for event in ticket:
