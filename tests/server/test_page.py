@@ -355,3 +355,155 @@ def test_everything_that_can_be_pressed_has_a_name(page):
             ".map(e => e.outerHTML)"
         )
         assert nameless == []
+
+
+def test_a_long_message_is_edited_in_a_field_of_its_size(visit):
+    """Also where the browser does not size fields by itself (Safari)."""
+    opened = visit()
+    opened.context.add_init_script("CSS.supports = () => false")
+    page = opened.open()
+    rule = "textarea { field-sizing: fixed !important }"
+    page.evaluate("rule => document.styleSheets[0].insertRule(rule)", rule)
+    send(page, "\n".join(f"line {n}" for n in range(12)))
+    page.keyboard.press("ArrowUp")
+    field = page.get_by_label("Edit the message")
+    expect(field).to_be_focused()
+    assert field.evaluate("field => field.scrollHeight - field.clientHeight") <= 1
+    before = field.evaluate("field => field.clientHeight")
+    page.keyboard.press("Shift+Enter")
+    assert field.evaluate("field => field.clientHeight") > before
+
+
+def test_the_end_stays_in_sight_when_the_draft_grows(page):
+    for _ in range(4):
+        send(page, STORY)
+    page.get_by_label("Message", exact=True).fill("\n".join("abcdefgh"))
+    scroller = page.locator("#scroller")
+    away = "box => box.scrollHeight - box.scrollTop - box.clientHeight"
+    assert scroller.evaluate(away) <= 1
+    page.mouse.move(500, 300)
+    page.mouse.wheel(0, -400)
+    expect(page.locator("#down")).to_be_visible()
+    top = scroller.evaluate("box => box.scrollTop")
+    page.get_by_label("Message", exact=True).press_sequentially("xyz")
+    assert scroller.evaluate("box => box.scrollTop") == top
+
+
+def test_the_drawer_takes_the_focus_and_gives_it_back(visit):
+    page = visit(viewport={"width": 600, "height": 760}, reduced_motion="no-preference").open()
+    page.keyboard.press("Control+K")
+    expect(page.locator("#search")).to_be_focused()
+    page.keyboard.type("abc")
+    expect(page.locator("#search")).to_have_value("abc")
+    assert page.evaluate("document.querySelector('main').inert")
+    page.keyboard.press("Escape")
+    expect(page.locator("#open-sidebar")).to_be_focused()
+    assert not page.evaluate("document.querySelector('main').inert")
+
+
+@pytest.mark.parametrize("width", [820, 1024, 1179])
+def test_the_panel_covers_nothing(visit, width: int):
+    page = visit(viewport={"width": width, "height": 760}).open()
+    send(page)
+    for name in ("Experts", "Settings"):
+        page.get_by_role("button", name=name, exact=True).click()
+        panel = page.locator("#panel").bounding_box()
+        for other in ("#send", "#show-settings", "article.assistant .body"):
+            box = page.locator(other).bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= panel["x"]
+        expect(page.locator("#sidebar")).to_be_hidden()
+    page.get_by_role("button", name="Close settings").click()
+    expect(page.locator("#sidebar")).to_be_visible()
+
+
+def test_escape_closes_settings_that_cover_all(visit):
+    page = visit(viewport={"width": 390, "height": 760}).open()
+    page.get_by_role("button", name="Settings", exact=True).click()
+    expect(page.get_by_label("System prompt")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#panel")).to_be_hidden()
+    expect(page.locator("#show-settings")).to_be_focused()
+
+
+def test_focus_is_not_lost(page):
+    page.keyboard.press("Control+,")
+    page.get_by_role("button", name="Reset").click()
+    expect(page.get_by_role("button", name="Reset")).to_be_focused()
+    send(page)
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".branches")).to_contain_text("2/2")
+    page.get_by_role("button", name="The version before").click()
+    expect(page.get_by_role("button", name="The next version")).to_be_focused()
+
+
+def test_a_conversation_is_printed_whole(page):
+    for _ in range(6):
+        send(page, STORY)
+    page.emulate_media(media="print")
+    expect(page.locator("#composer")).to_be_hidden()
+    expect(page.locator("#sidebar")).to_be_hidden()
+    tall = page.evaluate("document.documentElement.scrollHeight")
+    assert tall > 900
+    assert page.locator("article").last.bounding_box()["y"] < tall
+
+
+MARKDOWN = """# A title
+
+Some *text* with `code` and [a link](https://example.com).
+
+- [x] done
+- [ ] to do
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+def f(x):  # a comment
+    return "text" + str(1.5)
+```
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_in_the_way_of_anybody(visit, scheme: str, width: int):
+    """The rules of axe-core, in every state that a page can be brought to in a few steps."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = visit(color_scheme=scheme, viewport={"width": width, "height": 860}).open()
+
+    def check(state: str, but: tuple[str, ...] = ()) -> None:
+        found = axe.run(page).response["violations"]
+        told = [(v["id"], [node["html"][:90] for node in v["nodes"]]) for v in found]
+        assert not [each for each in told if each[0] not in but], state
+
+    check("at the beginning")
+    send(page)
+    check("an answer")
+    page.get_by_role("button", name="Experts", exact=True).click()
+    if not page.locator("canvas").is_visible():
+        page.get_by_role("button", name="Experts", exact=True).click()
+    page.locator("article.assistant .token").nth(3).click()
+    check("a token of it")
+    page.get_by_role("button", name="Settings", exact=True).click()
+    check("settings")
+    page.keyboard.press("Control+,")
+    page.locator("article.assistant").get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit the message").fill(MARKDOWN)
+    check("an editor")
+    page.get_by_role("button", name="Keep").click()
+    expect(page.locator("article.assistant table")).to_be_visible()
+    check("Markdown")
+    page.locator("h1").click()
+    page.locator("body").press("?")
+    check("shortcuts")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+K")
+    # Where it is a drawer, what is behind it is out of reach, as behind a dialog.
+    behind = ("landmark-one-main", "page-has-heading-one") if width < 820 else ()
+    check("the list", but=behind)
+    page.locator("#list .item .icon").click()
+    check("its menu", but=behind)
+    page.get_by_role("menuitem", name="Delete").click()
+    check("a message at the edge")

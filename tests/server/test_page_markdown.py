@@ -117,7 +117,7 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
         given = dict(attrs)
-        # The page's own headings come first, so that those of answers are two levels lower.
+        # The page's own headings come first, so that those of answers are a level lower.
         tag = given.get("class", "").replace("level", "h") if tag[1:].isdecimal() and given else tag
         shown = {name: given[name] for name in ("href", "start") if name in given}
         self._caption = self._caption or tag == "figcaption"

@@ -202,3 +202,125 @@ def test_an_answer_that_never_began_does_not_count(start):
     expect(page.locator("article.assistant .body").nth(1)).to_have_text("Once upon a time.")
     decode = here.service.lm.tokenizer.decode
     assert "First?\n\nSecond?" in decode(list(here.engine.jobs[1].prompt))
+
+
+# --- two tabs
+
+
+def test_a_tab_that_only_watches_keeps_its_editor_and_its_words(start):
+    here, visit, one = start([*WORDS, END])
+    ask(one, "First?")
+    expect(one.locator(".stats")).to_be_visible()
+    two = visit.open(f"/{one.url.rpartition('/')[2]}")
+    two.get_by_role("button", name="Edit and go on from here").click()
+    two.get_by_label("Edit the message").fill("half a thought")
+    here.engine.said = [*SLOW[:80], END]
+    ask(one, "Second?")
+    expect(one.locator("article.assistant .body").nth(1)).to_contain_text("word35")
+    expect(two.locator("article.assistant .body").nth(1)).to_contain_text("word10")
+    expect(two.get_by_label("Edit the message")).to_have_value("half a thought")
+    expect(one.locator(".stats")).to_have_count(2)
+    expect(two.locator("article.assistant .body").nth(1)).to_contain_text("word39")
+    expect(
+        two.locator("article.assistant").nth(1).get_by_role("button", name="Copy")
+    ).to_be_visible()
+
+
+def test_a_tab_sends_nothing_while_another_one_is_answered(start):
+    here, visit, one = start([*SLOW[:100], END])
+    ask(one, "First?")
+    expect(one.locator("article.assistant .body")).to_contain_text("word3")
+    two = visit.open(f"/{one.url.rpartition('/')[2]}")
+    expect(two.locator("article.assistant .body")).to_contain_text("word1")
+    ask(two, "Second?")
+    expect(two.get_by_role("button", name="Send", exact=True)).to_be_disabled()
+    expect(two.get_by_label("Message", exact=True)).to_have_value("Second?")
+    expect(one.locator(".stats")).to_be_visible()
+    here.engine.said = [*WORDS, END]
+    two.get_by_role("button", name="Send", exact=True).click()
+    expect(two.locator("article.assistant .body").nth(1)).to_have_text("Once upon a time.")
+    for page in (one, two):
+        expect(page.locator("article")).to_have_count(4)
+        page.reload()
+        expect(page.locator("article")).to_have_count(4)
+
+
+def test_the_answer_of_a_tab_that_was_closed_is_stopped(start):
+    _, visit, one = start([*SLOW, END])
+    ask(one)
+    expect(one.locator("article.assistant .body")).to_contain_text("word30")
+    two = visit.open(f"/{one.url.rpartition('/')[2]}")
+    expect(two.locator("article.assistant .body")).to_contain_text("word2")
+    one.close()
+    expect(two.locator("article.assistant .note")).to_contain_text("Stopped")
+    expect(two.get_by_role("button", name="Answer again")).to_be_visible()
+
+
+def test_settings_and_titles_of_two_tabs_are_both_kept(start):
+    _, visit, one = start([*SLOW[:120], END])
+    ask(one)
+    expect(one.locator("article.assistant .body")).to_contain_text("word2")
+    two = visit.open(f"/{one.url.rpartition('/')[2]}")
+    two.keyboard.press("Control+,")
+    two.get_by_label("System prompt").press_sequentially("Be brief.", delay=150)
+    two.locator("#list .item .icon").click()
+    two.get_by_role("menuitem", name="Rename").click()
+    two.keyboard.type("Strings")
+    two.keyboard.press("Enter")
+    expect(one.locator(".stats")).to_be_visible()
+    for page in (one, two):
+        page.reload()
+        expect(page.locator("#title")).to_have_text("Strings")
+        expect(page.locator("article.assistant .body")).to_contain_text("word59")
+        if not page.get_by_label("System prompt").is_visible():
+            page.keyboard.press("Control+,")
+        expect(page.get_by_label("System prompt")).to_have_value("Be brief.")
+
+
+# --- browsers that forbid things
+
+
+NOTHING_IS_KEPT = """
+for (const name of ["localStorage", "sessionStorage"]) {
+  Object.defineProperty(window, name, { get() { throw new DOMException("no", "SecurityError"); } });
+}
+indexedDB.open = () => { throw new DOMException("no", "SecurityError"); };
+"""
+
+
+def test_a_browser_that_keeps_nothing_can_chat(demo, browser):
+    here = Here(demo, SaidEngine([*WORDS, END]), Settings(api_key=KEY))
+    visit = Visit(browser, f"http://127.0.0.1:{here.port}")
+    visit.context.add_init_script(NOTHING_IS_KEPT)
+    page = visit.open()
+    expect(page.locator(".toast")).to_contain_text("keeps nothing")
+    dialog = page.get_by_role("dialog", name="API key")
+    dialog.get_by_label("API key").fill(KEY)
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    page.get_by_role("radio", name="Dark").click()
+    ask(page)
+    expect(page.locator("article.assistant .body")).to_have_text("Once upon a time.")
+    visit.close()
+    here.stop()
+
+
+def test_a_browser_without_locks_and_clipboard(demo, browser):
+    """As on plain HTTP from another machine."""
+    here = Here(demo, SaidEngine([*WORDS, END]), Settings())
+    visit = Visit(browser, f"http://127.0.0.1:{here.port}")
+    visit.context.add_init_script(
+        "for (const name of ['locks', 'clipboard']) "
+        "Object.defineProperty(Navigator.prototype, name, { value: undefined });"
+    )
+    page = visit.open()
+    ask(page)
+    expect(page.locator("article.assistant .body")).to_have_text("Once upon a time.")
+    page.locator("article.assistant").get_by_role("button", name="Copy").click()
+    expect(page.locator("#spoken")).to_have_text("Copied")
+    page.get_by_label("Message", exact=True).click()
+    page.keyboard.press("Control+V")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("Once upon a time.")
+    assert visit.complaints == []
+    visit.close()
+    here.stop()

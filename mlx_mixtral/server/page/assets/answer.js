@@ -5,6 +5,8 @@ import { before, turns } from "./conversation.js";
 import { fields } from "./sampling.js";
 
 const ALTERNATIVES = 3;
+const LEAVING = 500; // milliseconds
+const SHORTEST = 0.25; // seconds that a speed can be told of
 
 export class Answer {
   /**
@@ -31,9 +33,9 @@ export class Answer {
   }
 
   /** Streams until the end, calling `changed` after each chunk. Throws nothing. */
-  async run(changed) {
+  async run(changed, lost) {
     const { message } = this;
-    Object.assign(message, { state: "answering", reason: null, trouble: null });
+    Object.assign(message, { state: "answering", runs: (message.runs ?? 0) + 1, reason: null, trouble: null });
     if (this.model.experts && (!message.content || message.tokens)) this.openTokens();
     try {
       const body = this.request();
@@ -43,6 +45,11 @@ export class Answer {
       }
       message.state = "done";
     } catch (error) {
+      // A page that is being left loses its connections before it is told of that: wait for its end.
+      if (error.lost) {
+        await lost();
+        await new Promise((resolve) => setTimeout(resolve, LEAVING));
+      }
       message.state = error.name === "AbortError" ? "stopped" : "failed";
       if (message.state === "failed") {
         message.trouble = { text: error.message, status: error.status, code: error.code };
@@ -138,7 +145,9 @@ export class Answer {
   /** Tokens a second, once there are some. */
   get speed() {
     const seconds = (this.lastAt - this.firstAt) / 1000;
-    return this.count > 1 && seconds > 0 ? (this.count - 1) / seconds : null;
+    if (this.count > 1 && seconds > SHORTEST) return (this.count - 1) / seconds;
+    // What came at once tells nothing of the time between: all of the time does.
+    return this.count > 1 ? this.count / ((this.lastAt - this.began) / 1000) : null;
   }
 
   close() {

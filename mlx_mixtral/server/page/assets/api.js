@@ -1,5 +1,7 @@
 // The server's API, and its troubles in words.
 
+import { remember, remembered } from "./remember.js";
+
 /** What the server refused, or a connection that failed; `message` is for people. */
 export class Trouble extends Error {
   constructor(message, { status = 0, code = null, retryAfter = null } = {}) {
@@ -15,17 +17,15 @@ export class Trouble extends Error {
   }
 }
 
-const KEY = "api-key";
+export const KEY = "api-key";
+let typed = null;
 
 /** The API key that was typed in, of this tab or kept by the browser. */
-export function key() {
-  return sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
-}
+export const key = () => typed ?? remembered(KEY);
 
 export function setKey(value, keep) {
-  sessionStorage.removeItem(KEY);
-  localStorage.removeItem(KEY);
-  if (value) (keep ? localStorage : sessionStorage).setItem(KEY, value);
+  typed = value || null;
+  remember(KEY, typed, keep);
 }
 
 function headers() {

@@ -2,6 +2,7 @@
 
 import { byId, el } from "./dom.js";
 import { icon } from "./icons.js";
+import { remember } from "./remember.js";
 
 const KEPT = "theme";
 const CHOICES = [
@@ -16,10 +17,10 @@ export function makeThemes(changed) {
   const buttons = CHOICES.map(([name, glyph, label]) => {
     const choose = () => {
       if (name === "auto") {
-        localStorage.removeItem(KEPT);
+        remember(KEPT, null);
         delete document.documentElement.dataset.theme;
       } else {
-        localStorage.setItem(KEPT, name);
+        remember(KEPT, name);
         document.documentElement.dataset.theme = name;
       }
       show();

@@ -33,7 +33,7 @@ export class Composer {
 
   async send() {
     const text = this.field.value.trim();
-    if (!text || this.app.answering || !this.app.model) return;
+    if (!text || this.app.isBusy) return;
     this.field.value = "";
     this.refresh();
     await this.app.send(text);
@@ -55,9 +55,11 @@ export class Composer {
       button.setAttribute("aria-label", stops ? "Stop" : "Send");
       button.title = stops ? "Stop (Esc)" : "Send (Enter)";
     }
-    button.disabled = !stops && (!this.field.value.trim() || !app.model);
-    this.field.style.height = "auto";
-    this.field.style.height = `${Math.min(this.field.scrollHeight, innerHeight * 0.4)}px`;
+    button.disabled = !stops && (!this.field.value.trim() || app.isBusy);
+    app.thread.keep(() => {
+      this.field.style.height = "auto";
+      this.field.style.height = `${Math.min(this.field.scrollHeight, innerHeight * 0.4)}px`;
+    });
   }
 
   /** Tokens used of the context, and the speed while an answer comes. */

@@ -2,10 +2,12 @@
 // one, and nothing is lost. One path through it is shown: `chosen` names the branch to take after
 // each message (and after "", where all begins).
 //
-// A message: {id, parent, role, content, created}, of an answer also {state, reason, trouble,
-// stats, tokens}. `state` is "answering", "done", "stopped" or "failed". `tokens`, if the model
+// A message: {id, parent, role, content, created}, of an answer also {state, runs, reason, trouble,
+// stats, tokens}. `runs` counts how often it was begun or gone on with. `state` is "answering", "done", "stopped" or "failed". `tokens`, if the model
 // has experts, holds {starts, ends} in the content, {chances, others} (null and [] where they were
 // not asked for), and {routes}: for each token and layer the experts, the heaviest first.
+
+// `updated` is when a message was last added or chosen, `settled` when the settings were changed.
 
 const newId = () => crypto.randomUUID?.() ?? [...crypto.getRandomValues(new Uint32Array(4))].join("-");
 const LONGEST_TITLE = 60;
@@ -66,6 +68,37 @@ export function choose(conversation, message) {
   conversation.chosen[message.parent] = message.id;
   conversation.updated = Date.now();
 }
+
+/**
+ * Takes over what another tab has made of a conversation: messages that are new, and the others as
+ * they are there, but for the one that is being answered here (`own`, an id or null).
+ */
+export function merge(conversation, other, own) {
+  const { messages } = conversation;
+  for (const [id, message] of Object.entries(other.messages)) {
+    if (!messages[id]) messages[id] = message;
+    else if (id !== own && isLater(message, messages[id])) Object.assign(messages[id], message);
+  }
+  const isNewer = other.updated > conversation.updated;
+  const [first, last] = isNewer ? [conversation, other] : [other, conversation];
+  conversation.chosen = { ...first.chosen, ...last.chosen };
+  conversation.updated = last.updated;
+  if (other.named && (isNewer || !conversation.named)) {
+    Object.assign(conversation, { title: other.title, named: true });
+  }
+  if ((other.settled ?? 0) > (conversation.settled ?? 0)) {
+    Object.assign(conversation, { settings: other.settings, settled: other.settled });
+  }
+}
+
+/** Whether one copy of an answer is of a later time than another. */
+function isLater(one, other) {
+  const runs = (one.runs ?? 0) - (other.runs ?? 0);
+  return runs > 0 || (!runs && (one.state !== "answering" || other.state === "answering"));
+}
+
+/** Whether one of the messages that are shown is being answered, here or in another tab. */
+export const isAnswering = (conversation) => path(conversation).some(({ state }) => state === "answering");
 
 /** The versions of a message, the oldest first. */
 export function versions(conversation, message) {

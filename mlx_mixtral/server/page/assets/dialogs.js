@@ -1,7 +1,8 @@
 // What is asked and told in a window of its own.
 
-import { key, setKey } from "./api.js";
+import { KEY, key, setKey } from "./api.js";
 import { byId, el } from "./dom.js";
+import { isKept } from "./remember.js";
 
 const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
 const MOD = isMac ? "⌘" : "Ctrl";
@@ -35,7 +36,7 @@ export function askKey(then) {
     type: "password", name: "key", autocomplete: "off", "aria-label": "API key", required: true,
   }); // prettier-ignore
   field.value = key() ?? "";
-  const keep = el("input", { type: "checkbox", name: "keep", checked: Boolean(localStorage.getItem("api-key")) });
+  const keep = el("input", { type: "checkbox", name: "keep", checked: isKept(KEY) });
   const form = el(
     "form",
     { method: "dialog" },
@@ -61,6 +62,10 @@ function windowOf(id, title, content) {
   const dialog = el("dialog", { id, "aria-labelledby": `${id}-title` });
   const close = el("button.icon.close", { type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "×");
   dialog.append(el("h2", { id: `${id}-title` }, title), close, content);
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  dialog.addEventListener("pointerdown", ({ target, clientX, clientY }) => {
+    const { left, right, top, bottom } = dialog.getBoundingClientRect();
+    const outside = clientX < left || clientX > right || clientY < top || clientY > bottom;
+    if (target === dialog && outside) dialog.close();
+  });
   return dialog;
 }

@@ -55,13 +55,28 @@ export async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    toast("The browser does not let this page use the clipboard.");
-    return;
+    // There is no clipboard on plain HTTP from another machine, but the older way.
+    if (!copySelected(text)) {
+      toast("The browser does not let this page use the clipboard.");
+      return;
+    }
   }
   const before = [...button.childNodes];
   button.replaceChildren(icon("check"));
   say("Copied");
   setTimeout(() => button.replaceChildren(...before), 1400);
+}
+
+function copySelected(text) {
+  const focused = document.activeElement;
+  const field = el("textarea", { class: "unseen", readonly: true });
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand("copy");
+  field.remove();
+  focused?.focus();
+  return done;
 }
 
 /** 12345.6 as "12,346". */

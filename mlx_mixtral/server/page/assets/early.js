@@ -1,4 +1,5 @@
-// Before anything is painted: the appearance that was chosen, so that nothing flashes.
+// Before anything is painted: the appearance that was chosen and the room that there is, so that
+// nothing flashes.
 (() => {
   let theme = null;
   try {
@@ -7,4 +8,5 @@
     // A browser that keeps nothing has the system's appearance.
   }
   if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
+  document.documentElement.classList.toggle("drawer", innerWidth < 820);
 })();

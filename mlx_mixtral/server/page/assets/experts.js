@@ -79,7 +79,8 @@ export class Experts {
 
   /** More tokens came. */
   grown(message) {
-    if (message !== this.message || !message.tokens) return;
+    if (message !== this.message) return;
+    if (!message.tokens) return this.tell();
     if (this.routes?.tokens !== message.tokens) return this.refresh();
     const many = this.routes.count();
     if (many) this.grid.lit(many);

@@ -19,7 +19,7 @@ function withModifier(event, app) {
     "shift o": () => app.fresh(),
     "shift e": () => app.model?.experts && app.panel.toggle("experts"),
     k: () => {
-      app.sidebar.slide(true);
+      if (document.documentElement.classList.contains("drawer")) app.sidebar.slide(true);
       byId("search").focus();
     },
     ",": () => app.panel.toggle("settings"),
@@ -31,6 +31,7 @@ function bare(event, app) {
   if (event.key === "Escape") {
     if (app.answering) return () => app.stop();
     if (app.sidebar.isOpen) return () => app.sidebar.slide(false);
+    if (app.panel.coversAll) return () => app.panel.close();
     return null;
   }
   if (event.target.closest("input, textarea, select, [contenteditable]")) return null;

@@ -4,12 +4,13 @@ import { Answer } from "./answer.js";
 import { post } from "./api.js";
 import { makeThemes } from "./appearance.js";
 import { Composer } from "./composer.js";
-import { add, choose, newConversation, path, turns, versions } from "./conversation.js";
+import { add, choose, isAnswering, merge, newConversation, path, turns, versions } from "./conversation.js";
 import { askKey, makeShortcuts } from "./dialogs.js";
 import { byId, say, toast } from "./dom.js";
 import { icon } from "./icons.js";
 import { listenToKeys } from "./keys.js";
 import { Link } from "./link.js";
+import { holding, whenFree } from "./locks.js";
 import { Panel } from "./panel.js";
 import { standing } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -67,14 +68,18 @@ class App {
   async open(id) {
     const kept = this.answers.get(id)?.conversation ?? (id ? await this.store.get(id) : null);
     if (id && id === this.conversation.id && kept) return;
-    if (kept) {
-      for (const message of Object.values(kept.messages)) {
-        if (message.state === "answering" && !this.answers.has(id)) message.state = "stopped";
-      }
-    }
+    if (kept && !this.answers.has(id)) await this.stopOrphans(kept);
     this.conversation = kept ?? newConversation(standing());
     if (location.hash.slice(1) !== (kept?.id ?? "")) history.pushState(null, "", kept ? `#${kept.id}` : "/");
     this.showConversation();
+  }
+
+  /** Answers that no tab works on any more were stopped; the end of others is waited for. */
+  async stopOrphans(conversation) {
+    const orphans = Object.values(conversation.messages).filter(({ state }) => state === "answering");
+    if (!orphans.length) return;
+    const isFree = await whenFree(conversation.id, () => this.changedElsewhere(conversation.id));
+    if (isFree) orphans.forEach((message) => (message.state = "stopped"));
   }
 
   fresh() {
@@ -106,7 +111,7 @@ class App {
     const { id, title, named, created, updated } = conversation;
     this.heads = [...this.heads.filter((head) => head.id !== id), { id, title, named, created, updated }];
     try {
-      await this.store.put(conversation);
+      await this.store.put(conversation, this.answers.get(id)?.answer.message.id ?? null);
     } catch (error) {
       toast(`The browser could not keep this conversation (${error.name}).`);
     }
@@ -145,27 +150,38 @@ class App {
   }
 
   async changedElsewhere(id) {
-    if (this.answers.has(id)) return;
+    if (this.answers.has(id)) return; // what is there is taken over when this tab writes
     this.heads = await this.store.heads();
-    if (id === this.conversation.id) {
-      const kept = await this.store.get(id);
-      if (kept) {
-        this.conversation = kept;
-        this.showConversation();
-      }
+    const { conversation } = this;
+    const kept = id === conversation.id ? await this.store.get(id) : null;
+    if (kept && conversation === this.conversation && !this.answers.has(id)) {
+      const { settings } = conversation;
+      merge(conversation, kept, null);
+      await this.stopOrphans(conversation);
+      if (settings !== conversation.settings) this.panel.refresh();
+      this.panel.follow(path(conversation).findLast(({ role }) => role === "assistant") ?? null);
+      this.thread.show(conversation);
+      this.refresh();
+      if (!isAnswering(conversation)) this.countContext();
     }
     this.sidebar.show();
   }
 
   settingsChanged() {
+    this.conversation.settled = Date.now();
     clearTimeout(this.settingsTimer);
     this.settingsTimer = setTimeout(() => this.save(), SAVE_PAUSE);
   }
 
   // Messages
 
+  /** Whether nothing can be asked: there is no model yet, or an answer is under way in any tab. */
+  get isBusy() {
+    return !this.model || isAnswering(this.conversation);
+  }
+
   async send(content) {
-    if (this.answering || !this.model) return;
+    if (this.isBusy) return;
     const { conversation } = this;
     const last = path(conversation).at(-1);
     const user = add(conversation, last?.id ?? "", { role: "user", content });
@@ -175,13 +191,13 @@ class App {
 
   /** Answers a user's message, in a version of its own. */
   async answer(user) {
-    if (this.answering || !this.model) return;
+    if (this.isBusy) return;
     const message = add(this.conversation, user.id, { role: "assistant", content: "", state: "answering" });
     await this.stream(message);
   }
 
   retry(message) {
-    return this.answering || !this.model ? null : this.stream(message);
+    return this.isBusy ? null : this.stream(message);
   }
 
   goOn(message) {
@@ -198,7 +214,7 @@ class App {
 
   async edit(message, content) {
     const { conversation } = this;
-    if (this.answering) return;
+    if (this.isBusy) return;
     const { role, parent } = message;
     const version = add(conversation, parent, { role, content, state: "done" });
     if (role === "user") await this.answer(version);
@@ -207,7 +223,7 @@ class App {
 
   editLast() {
     const view = this.thread.views.findLast(({ isUser }) => isUser);
-    if (view && !this.answering) view.edit();
+    if (view && !this.isBusy) view.edit();
   }
 
   /** Shows another version of a message; `by` tells the direction, for the focus. */
@@ -215,7 +231,9 @@ class App {
     choose(this.conversation, message);
     await this.afterChange();
     const label = by < 0 ? "The version before" : "The next version";
-    this.thread.view(message)?.tools.querySelector(`[aria-label="${label}"]`)?.focus();
+    const tools = this.thread.view(message)?.tools;
+    const again = tools?.querySelector(`[aria-label="${label}"]:enabled`) ?? tools?.querySelector(".branches :enabled");
+    again?.focus();
   }
 
   async afterChange() {
@@ -239,7 +257,7 @@ class App {
     say("Answering");
     let frame = null;
     let saved = performance.now();
-    await answer.run(() => {
+    const changed = () => {
       frame ??= requestAnimationFrame(() => {
         frame = null;
         if (isShown()) this.grown(message, answer);
@@ -247,11 +265,14 @@ class App {
         saved = performance.now();
         this.save(conversation);
       });
+    };
+    await holding(conversation.id, async () => {
+      await answer.run(changed, () => this.save(conversation));
+      cancelAnimationFrame(frame);
+      conversation.updated = Date.now();
+      await this.save(conversation);
     });
-    cancelAnimationFrame(frame);
     this.answers.delete(conversation.id);
-    conversation.updated = Date.now();
-    await this.save(conversation);
     this.ended(message, isShown());
   }
 

@@ -15,7 +15,7 @@ export function openMenu(button, items) {
     return el("button", { type: "button", role: "menuitem", class: kind, onclick: choose }, label);
   });
   menu.append(...entries);
-  document.body.append(menu);
+  button.closest("nav, main, aside").append(menu);
   menu.addEventListener("toggle", (event) => {
     if (event.newState === "open") return;
     if (menu.contains(document.activeElement)) button.focus();

@@ -127,6 +127,12 @@ export class MessageView {
     this.showTools();
     const field = el("textarea", { "aria-label": "Edit the message", rows: "1" });
     field.value = message.content;
+    const grow = () => {
+      if (CSS.supports("field-sizing", "content")) return;
+      field.style.height = "auto";
+      field.style.height = `${field.scrollHeight}px`;
+    };
+    field.addEventListener("input", grow);
     const close = () => {
       this.editing = false;
       this.rendered?.clear();
@@ -164,6 +170,7 @@ export class MessageView {
     });
     this.rendered?.clear();
     this.body.replaceChildren(form);
+    grow();
     field.focus();
     field.setSelectionRange(field.value.length, field.value.length);
   }

@@ -2,18 +2,18 @@
 
 import { byId, el, iconButton } from "./dom.js";
 import { Experts } from "./experts.js";
+import { remember, remembered } from "./remember.js";
 import { settingsForm } from "./settings.js";
 
 const KEPT = "panel";
-const WIDE = 1180;
+export const WIDE = 1180; // from here on list, chat and panel stand side by side
 
 export class Panel {
   constructor(app) {
     this.app = app;
     this.node = byId("panel");
     this.experts = new Experts(app);
-    const kept = localStorage.getItem(KEPT);
-    this.tab = innerWidth >= WIDE ? (kept ?? "experts") : "";
+    this.tab = innerWidth >= WIDE ? (remembered(KEPT) ?? "experts") : "";
     this.buttons = { experts: byId("show-experts"), settings: byId("show-settings") };
     for (const [tab, button] of Object.entries(this.buttons)) {
       button.addEventListener("click", () => this.toggle(tab));
@@ -25,9 +25,14 @@ export class Panel {
     return this.tab === "experts" && Boolean(this.app.model?.experts);
   }
 
+  /** Whether nothing else is seen: the settings on a narrow screen. */
+  get coversAll() {
+    return this.tab === "settings" && getComputedStyle(this.node).position === "fixed";
+  }
+
   toggle(tab) {
     this.tab = this.tab === tab ? "" : tab;
-    localStorage.setItem(KEPT, this.tab);
+    remember(KEPT, this.tab);
     this.refresh();
     this.app.thread.show(this.app.conversation);
     if (this.tab === "settings") this.node.querySelector("textarea").focus();
@@ -49,6 +54,7 @@ export class Panel {
     this.experts.pause();
     this.node.hidden = !tab || (tab === "experts" && !this.showsExperts);
     document.body.dataset.panel = this.node.hidden ? "" : tab;
+    app.sidebar?.fit();
     if (this.node.hidden) return;
     const content = tab === "experts" ? this.experts.node : settingsForm(app);
     const title = tab === "experts" ? "Experts" : "Settings";

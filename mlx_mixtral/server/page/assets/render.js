@@ -71,7 +71,7 @@ function element(node, cursor) {
       return el("p", {}, ...inner());
     case "heading":
       // The page's own headings come first, so that a screen reader's outline makes sense.
-      return el(`h${Math.min(6, node.level + 2)}.level${node.level}`, {}, ...inner());
+      return el(`h${Math.min(6, node.level + 1)}.level${node.level}`, {}, ...inner());
     case "codespan":
       return el("code", {}, texts(node.text, node.map, cursor));
     case "code":
@@ -132,7 +132,8 @@ function list(node, cursor) {
       return bare ? child.children.map((leaf) => element(leaf, cursor)) : [element(child, cursor)];
     });
     if (item.checked === null) return el("li", {}, ...parts.flat());
-    const box = el("input", { type: "checkbox", disabled: true, checked: item.checked });
+    const label = item.checked ? "Done" : "To do";
+    const box = el("input", { type: "checkbox", disabled: true, checked: item.checked, "aria-label": label });
     return el("li.task", {}, box, ...parts.flat());
   });
   if (!node.ordered) return el("ul", {}, ...items);

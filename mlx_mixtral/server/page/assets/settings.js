@@ -2,6 +2,7 @@
 
 import { byId, el } from "./dom.js";
 import { key } from "./api.js";
+import { remember, remembered } from "./remember.js";
 import { NUMBERS } from "./sampling.js";
 import { exportAll, importFile } from "./transfer.js";
 
@@ -10,7 +11,7 @@ const KEPT = "settings";
 /** The settings that new conversations begin with. */
 export function standing() {
   try {
-    return JSON.parse(localStorage.getItem(KEPT)) ?? {};
+    return JSON.parse(remembered(KEPT)) ?? {};
   } catch {
     return {};
   }
@@ -46,15 +47,16 @@ export function settingsForm(app) {
       "div.buttons",
       {},
       button("Use for new chats", () => {
-        localStorage.setItem(KEPT, JSON.stringify(settings));
+        remember(KEPT, JSON.stringify(settings));
         app.tell("New chats will begin with these settings.");
       }),
       button("Reset", () => {
         for (const name of Object.keys(settings)) delete settings[name];
-        localStorage.removeItem(KEPT);
+        remember(KEPT, null);
         app.settingsChanged();
         app.panel.refresh();
-      }),
+        byId("reset-settings").focus();
+      }, "reset-settings"),
     ),
     el("h3", {}, "Conversations"),
     el("p.hint", {}, "They are kept in this browser, and nowhere else."),
@@ -70,7 +72,7 @@ export function settingsForm(app) {
   );
 }
 
-const button = (text, onclick) => el("button.quiet", { type: "button", onclick }, text);
+const button = (text, onclick, id = null) => el("button.quiet", { type: "button", id, onclick }, text);
 
 function slider([name, label, about, least, most, step, rest], settings, change, model) {
   const normal = name === "temperature" ? (model?.default_model_temperature ?? 0) : rest;

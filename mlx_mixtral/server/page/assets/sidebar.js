@@ -3,9 +3,11 @@
 import { byId, el, iconButton } from "./dom.js";
 import { icon } from "./icons.js";
 import { openMenu } from "./menu.js";
+import { WIDE } from "./panel.js";
 import { exportOne } from "./transfer.js";
 
 const DAY = 86_400_000;
+const NARROW = 820; // from here on there is room for the list beside a chat
 
 export class Sidebar {
   constructor(app) {
@@ -13,9 +15,12 @@ export class Sidebar {
     this.box = byId("list");
     this.search = byId("search");
     this.search.addEventListener("input", () => this.show());
+    addEventListener("resize", () => this.fit());
     document.querySelector(".brand").prepend(icon("mark"));
     byId("new-chat").append(icon("plus"), "New chat");
     byId("new-chat").addEventListener("click", () => app.fresh());
+    byId("fresh").append(icon("plus"));
+    byId("fresh").addEventListener("click", () => app.fresh());
     byId("open-sidebar").append(icon("list"));
     byId("open-sidebar").addEventListener("click", () => this.slide(true));
     byId("close-sidebar").append(icon("close"));
@@ -30,14 +35,23 @@ export class Sidebar {
     return document.body.classList.contains("listing");
   }
 
-  /** In or out, on a narrow screen. */
+  /** A drawer where there is no room beside the chat and the panel. */
+  fit() {
+    const room = byId("panel").hidden ? NARROW : WIDE;
+    document.documentElement.classList.toggle("drawer", innerWidth < room);
+    if (innerWidth >= room) this.slide(false);
+  }
+
+  /** In or out, where it is a drawer. */
   slide(open) {
     if (this.isOpen === open) return;
     document.body.classList.toggle("listing", open);
+    for (const behind of [document.querySelector("main"), byId("panel")]) behind.inert = open;
     byId(open ? "close-sidebar" : "open-sidebar").focus();
   }
 
   show() {
+    if (this.renames) return; // it would take the field away
     const sought = this.search.value.trim().toLowerCase();
     const heads = this.app.heads
       .filter(({ title }) => title.toLowerCase().includes(sought))
@@ -84,8 +98,8 @@ export class Sidebar {
     const field = el("input", { type: "text", "aria-label": "Title", maxlength: "120" });
     field.value = head.title;
     const end = (keep) => {
-      if (end.done) return;
-      end.done = true;
+      if (!this.renames) return;
+      this.renames = false;
       const title = field.value.trim();
       if (keep && title) this.app.rename(head.id, title);
       this.show();
@@ -98,6 +112,7 @@ export class Sidebar {
       else return;
       event.stopPropagation();
     });
+    this.renames = true;
     item.replaceChildren(field);
     field.select();
   }

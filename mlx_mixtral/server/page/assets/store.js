@@ -1,5 +1,7 @@
 // Conversations, kept in this browser (IndexedDB): small heads for the list, and bodies.
 
+import { merge } from "./conversation.js";
+
 const NAME = "mixtral";
 const news = "BroadcastChannel" in window ? new BroadcastChannel(NAME) : null;
 
@@ -45,10 +47,14 @@ class Kept {
     return wait(this.database.transaction("bodies").objectStore("bodies").get(id));
   }
 
-  async put(conversation) {
+  /** Keeps a conversation, with what another tab may have added to it meanwhile (see `merge`). */
+  async put(conversation, own) {
     const parts = this.database.transaction(["heads", "bodies"], "readwrite");
+    const bodies = parts.objectStore("bodies");
+    const kept = await wait(bodies.get(conversation.id));
+    if (kept) merge(conversation, kept, own);
     parts.objectStore("heads").put(head(conversation));
-    await wait(parts.objectStore("bodies").put(conversation));
+    await wait(bodies.put(conversation));
     news?.postMessage(conversation.id);
   }
 

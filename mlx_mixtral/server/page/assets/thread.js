@@ -19,7 +19,9 @@ export class Thread {
     this.down.append(icon("down"));
     this.down.addEventListener("click", () => this.toEnd(true));
     this.scroller.addEventListener("scroll", () => this.onScroll(), { passive: true });
-    new ResizeObserver(() => this.follows && this.toEnd()).observe(this.box);
+    const sizes = new ResizeObserver(() => this.follows && this.toEnd());
+    sizes.observe(this.box);
+    sizes.observe(this.scroller);
   }
 
   /** Shows the conversation's path, keeping the views of messages that stay. */
@@ -55,6 +57,14 @@ export class Thread {
     const calm = !smooth || matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.scroller.scrollTo({ top: this.scroller.scrollHeight, behavior: calm ? "instant" : "smooth" });
     this.down.hidden = true;
+  }
+
+  /** Does something that changes the room for messages: what is seen of them stays. */
+  keep(act) {
+    const { scrollTop } = this.scroller;
+    act();
+    if (this.follows) this.toEnd();
+    else this.scroller.scrollTop = scrollTop;
   }
 
   onScroll() {

@@ -20,7 +20,7 @@ export function tokenCard(message, at) {
   });
   const chance = chances[at] === null ? null : el("span", {}, `likelihood ${likely(chances[at])}`);
   const head = el("p.chosen", {}, el("code", {}, visible(text)), chance);
-  return [head, el("div.options", { "aria-label": "Likeliest tokens here" }, ...rows)];
+  return [head, el("div.options", { role: "group", "aria-label": "Likeliest tokens here" }, ...rows)];
 }
 
 /** The text of an answer that a token wrote. */
