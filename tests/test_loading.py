@@ -152,7 +152,8 @@ def test_loading_needs_little_more_than_the_model(tmp_path):
     assert 190e6 < total < 230e6
     grown = int(subprocess.check_output([sys.executable, "-c", CHILD, str(tmp_path)]))
     stack = 8 * 1024 * 1024 * 4
-    assert total < grown < total + 2 * stack + 10e6
+    # Two are made at a time; on a busy machine the parts of one before may not be freed yet.
+    assert total < grown < total + 3 * stack + 10e6 < 1.6 * total
 
 
 # --- refusals
