@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 # Of one request. They stand in the API's description.
 MOST_MESSAGES = 2048
@@ -20,6 +28,18 @@ MOST_INPUTS = 256
 LONGEST_STOP = 256
 
 NO_EFFECT = "Taken, without an effect."
+
+
+def _refuse_true(value: bool) -> bool:
+    if value:
+        raise ValueError("true is not offered here")
+    return value
+
+
+# A Literal would take 0.0 as well.
+Off = Annotated[
+    bool, AfterValidator(_refuse_true), WithJsonSchema({"type": "boolean", "const": False})
+]
 
 
 class Strict(BaseModel):
@@ -292,7 +312,7 @@ class ChatRequest(Generating):
         None, max_length=16, description=f"{NO_EFFECT} The model does not reason."
     )
     verbosity: Literal["low", "medium", "high"] | None = Field(None, description=NO_EFFECT)
-    safe_prompt: Literal[False] | None = None
+    safe_prompt: Off | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> ChatRequest:
@@ -325,7 +345,7 @@ class CompletionRequest(Generating):
     max_tokens: MostTokens | None = 16
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
+    echo: Off | None = None
     suffix: Literal[""] | None = None
 
 

@@ -149,6 +149,7 @@ def test_log_probabilities(client, stream):
         ({"conversation": "conv_1"}, "conversation", "nothing is kept"),
         ({"truncation": "auto"}, "truncation", ""),
         ({"background": True}, "background", ""),
+        ({"background": 0.0}, "background", "boolean"),
         ({"tools": [{"type": "web_search"}]}, "tools.0", "functions alone"),
         ({"input": []}, "input", ""),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type", ""),

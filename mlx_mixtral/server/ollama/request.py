@@ -14,6 +14,7 @@ from mlx_mixtral.server.schema import (
     NO_EFFECT,
     ChatRequest,
     CompletionRequest,
+    Off,
     Stop,
     Strict,
     Tool,
@@ -92,7 +93,7 @@ class OllamaAnswering(OllamaRequest):
     format: Literal["", "json"] | dict[str, Any] | None = Field(
         None, description='"json", or a JSON schema that the answer keeps to.'
     )
-    think: Literal[False] | None = None
+    think: Off | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 

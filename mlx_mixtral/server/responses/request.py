@@ -26,6 +26,7 @@ from mlx_mixtral.server.schema import (
     ChatRequest,
     Function,
     NamedSchema,
+    Off,
     Sampled,
     Strict,
     TextFormat,
@@ -177,7 +178,7 @@ class ResponsesRequest(Sampled):
     truncation: Literal["disabled"] | None = None
     previous_response_id: None = None
     conversation: None = None
-    background: Literal[False] | None = None
+    background: Off | None = None
     max_tool_calls: None = None
     prompt: None = None
 
