@@ -61,6 +61,8 @@ class AnswerReader:
     def _end(self, done: Done) -> Part:
         if done.reason == "error":
             raise Refusal(500, f"the answer failed: {done.message}", code="generation_failed")
+        if done.reason == "grammar":
+            raise Refusal(400, f"the answer failed: {done.message}", code="schema_too_costly")
         if done.reason == "cancelled":
             raise Refusal(503, "the answer was given up: the server is stopping", code="stopping")
         reason = "tool_calls" if self._called and done.reason == "stop" else done.reason

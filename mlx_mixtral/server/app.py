@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from mlx_mixtral.errors import MixtralError
-from mlx_mixtral.server.asgi import App
+from mlx_mixtral.server.asgi import App, HeadAsGet
 from mlx_mixtral.server.description import DescribedAPI
 from mlx_mixtral.server.failure import ClientGone, ErrorReply, Refusal, refusal_of
 from mlx_mixtral.server.intake import Intake
@@ -33,7 +33,7 @@ def make_app(service: Service, log: Log) -> App:
     settings = service.settings
     metrics = Metrics(service.engine.status)
     app: Any = make_api(service, metrics)
-    app = Intake(app, settings.limits)
+    app = Intake(HeadAsGet(app), settings.limits)
     app = KeyCheck(app, settings.api_key)
     if settings.origins:
         app = CORSMiddleware(

@@ -35,6 +35,21 @@ async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+class HeadAsGet:
+    """Answers HEAD as GET; what carries it to the client leaves the body out."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        inner = {**scope, "method": "GET"}
+        await self._app(inner, receive, send)
+        scope["route"] = inner.get("route")
+
+
 async def until_gone(receive: Receive) -> None:
     """Returns when the client has left. To be called once the body was read."""
     while (await receive())["type"] != "http.disconnect":

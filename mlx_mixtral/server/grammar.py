@@ -9,22 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from mlx_mixtral.errors import MixtralError, UsageError
+from mlx_mixtral.server.narrowing import narrowed, plain
 from mlx_mixtral.tokenizer import Tokenizer
 
 SCHEMA_BYTES = 64 << 10
 SCHEMA_DEPTH = 64
-LARGEST_INTEGER = 10**15 - 1
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
-_LOOKAROUND = re.compile(r"\(\?<?[=!]")
-_OF_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties",
-              "propertyNames", "anyOf", "oneOf", "$ref", "if", "dependentSchemas")  # fmt: skip
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # About 0.1 s for a schema and 10 ms for a token at most; usual ones take a hundredth of that.
 _LIMITS = LLParserLimits(
@@ -86,9 +83,7 @@ class Grammars:
         """
         matcher = LLMatcher(self._tokenizer, lark, log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            # The grammar itself follows, which is not the client's.
-            reason = _PLACE.sub("", matcher.get_error().partition("\n")[0].strip())[:300]
-            raise UsageError(f"the schema cannot be honoured: {reason}")
+            raise UsageError(f"the schema cannot be honoured: {_reason(matcher.get_error())}")
         return matcher
 
 
@@ -116,11 +111,8 @@ def json_rule(schema: Mapping[str, Any] | bool, lenient: bool = False) -> str:
         raise UsageError(f"the schema is nested more than {SCHEMA_DEPTH} levels deep")
     if "x-guidance" in wanted:
         raise UsageError("the schema has an x-guidance, which cannot be honoured: leave it out")
-    # What stands in an allOf is about a part of an object, which others say more about.
-    narrow = _narrowed(wanted, closes='"allOf"' not in text)
+    narrow = narrowed(plain(wanted, _can_be_followed if lenient else None))
     form = _FORM | {"lenient": True} if lenient else _FORM
-    if lenient:
-        narrow = _without_lookaround(narrow)
     return f"%json {json.dumps({**narrow, 'x-guidance': form})}"
 
 
@@ -129,64 +121,18 @@ def json_grammar(schema: Mapping[str, Any] | bool, lenient: bool = False) -> str
     return f"start: SPACE? answer\nSPACE: / /\nanswer: {json_rule(schema, lenient)}\n"
 
 
-def _narrowed(schema: Any, closes: bool, within: bool = False) -> Any:
-    """The schema with bounds where a model may go on for ever; what keeps to it keeps to the first.
-
-    Integers have 15 digits, unless larger ones are asked for: JSON's readers lose those of longer
-    numbers. Objects have the properties that are named, where it is not said that there may be
-    others.
-
-    Args:
-        closes: objects are narrowed.
-        within: this is an alternative beside properties of the same object.
-    """
-    if not isinstance(schema, Mapping):
-        return schema
-    kind = schema.get("type")
-    asked = [schema[key] for key in _BOUNDS if isinstance(schema.get(key), int | float)]
-    usual = all(abs(bound) < LARGEST_INTEGER for bound in asked)
-    whole = kind == "integer" or (isinstance(kind, list) and "integer" in kind)
-    added: dict[str, Any] = {}
-    if whole and usual:
-        added = {"minimum": -LARGEST_INTEGER, "maximum": LARGEST_INTEGER}
-    if closes and not within and _names_all(schema):
-        added |= {"additionalProperties": False}
-    within = within or "properties" in schema
-    return added | {key: _narrowed_at(key, inner, closes, within) for key, inner in schema.items()}
+@lru_cache(maxsize=512)
+def _can_be_followed(pattern: str) -> bool:
+    """Whether a regular expression is one that grammars know: none that looks ahead or back."""
+    schema = json.dumps({"type": "string", "pattern": pattern})
+    return not LLMatcher.validate_grammar(f"start: %json {schema}\n", limits=_LIMITS)
 
 
-def _without_lookaround(schema: Any) -> Any:
-    """The schema without patterns that look ahead or back, which no grammar can follow."""
-    if isinstance(schema, list):
-        return [_without_lookaround(inner) for inner in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    return {
-        key: _without_lookaround(inner)
-        for key, inner in schema.items()
-        if not (key == "pattern" and isinstance(inner, str) and _LOOKAROUND.search(inner))
-    }
-
-
-def _names_all(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema names properties and says nothing of any other."""
-    named, required = schema.get("properties"), schema.get("required", ())
-    if not isinstance(named, Mapping) or not isinstance(required, list | tuple):
-        return False
-    return set(required) <= named.keys() and schema.keys().isdisjoint(_OF_OTHERS)
-
-
-def _narrowed_at(key: str, value: Any, closes: bool, within: bool) -> Any:
-    """What stands at a keyword of a schema."""
-    if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(
-        value, Mapping
-    ):
-        return {name: _narrowed(inner, closes) for name, inner in value.items()}
-    if key in ("anyOf", "allOf", "oneOf") and isinstance(value, list):
-        return [_narrowed(inner, closes, within) for inner in value]
-    if key == "prefixItems" and isinstance(value, list):
-        return [_narrowed(inner, closes) for inner in value]
-    return _narrowed(value, closes) if key in ("items", "additionalProperties") else value
+def _reason(told: str) -> str:
+    """What llguidance found wrong, in a line. The grammar itself follows, which is not shown."""
+    lines = [line.strip() for line in _PLACE.sub("", told).splitlines()]
+    causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return " ".join([lines[0], *causes[:1]])[:300]
 
 
 class _Vocabulary:

@@ -8,6 +8,13 @@ from mlx_mixtral.server.asgi import App, Message, Receive, Scope, Send, header, 
 from mlx_mixtral.server.failure import ClientGone, Refusal
 from mlx_mixtral.server.settings import Limits
 
+_OF_CURL = ("", "application/x-www-form-urlencoded")
+"""What a body is said to be by those who do not say what it is, as in Ollama's examples."""
+
+
+def _by_browser(scope: Scope) -> bool:
+    return any(name == b"origin" or name.startswith(b"sec-fetch-") for name, _ in scope["headers"])
+
 
 class Intake:
     """Reads the whole body before the application is called."""
@@ -38,9 +45,18 @@ class Intake:
 
     def _check_kind(self, scope: Scope) -> None:
         kind = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            # Browsers send any other kind across origins without asking first.
-            raise Refusal(415, "the body has to be application/json", code="unsupported_media_type")
+        coding = (header(scope, b"content-encoding") or "identity").strip().lower()
+        if coding != "identity":
+            told = f"the body may not be compressed ({coding[:40]})"
+            raise Refusal(415, told, code="unsupported_media_type")
+        if kind == "application/json":
+            return
+        if kind in _OF_CURL and scope["path"].startswith("/api/") and not _by_browser(scope):
+            rest = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+            scope["headers"] = [*rest, (b"content-type", b"application/json")]
+            return
+        # Browsers send any other kind across origins without asking first.
+        raise Refusal(415, "the body has to be application/json", code="unsupported_media_type")
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         length = header(scope, b"content-length") or "0"

@@ -97,7 +97,7 @@ class Done:
 
     Attributes:
         reason: "stop" (end token, stop text or grammar), "length" (``max_tokens``, or the
-            context is full), "cancelled", "error".
+            context is full), "cancelled", "error", "grammar" (it could not be kept to).
         message: of an error: one line.
         prompt_tokens: of which ``cached_tokens`` did not have to be computed.
         completion_tokens: without the one that ended the answer.

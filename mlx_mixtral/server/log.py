@@ -33,9 +33,9 @@ def make_log(level: str = "info") -> Log:
     return log
 
 
-def tell_of_uvicorn(log: Log) -> None:
-    """What uvicorn has to say goes the same way."""
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi", "asyncio"):
+def tell_of_libraries(log: Log) -> None:
+    """What uvicorn and the engine have to say goes the same way."""
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi", "asyncio", "mlx_mixtral"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Passed(log)], False
         logger.setLevel(logging.WARNING)

@@ -69,9 +69,12 @@ class ServedModel:
         """Whether a request's ``model`` is this one. Raises Refusal (404) otherwise.
 
         Args:
-            tagged: a colon and a tag may follow the name, as Ollama has it.
+            tagged: a colon and any tag may follow the name, as Ollama has it; ``:latest``, which
+                it lists, always may.
         """
-        names = [name, name.rpartition(":")[0]] if tagged and name else [name]
+        names = [name]
+        if name and (tagged or name.endswith(":latest")):
+            names.append(name.rpartition(":")[0])
         if not any(self._is_called(each) for each in names):
             raise Refusal(
                 404,

@@ -128,7 +128,7 @@ class Planner:
         """The ids of one text or several, which may be ids already."""
         if isinstance(given, str):
             given = [given]
-        elif isinstance(given[0], int):
+        elif given and isinstance(given[0], int):
             return [tuple(given)]
         self._check_length(text for text in given if isinstance(text, str))
         encode = self._lm.tokenizer.encode

@@ -47,6 +47,7 @@ class ChatReply:
     ) -> None:
         """``whole_calls``: in a stream a call comes when it is whole."""
         self._tokenizer, self._options = tokenizer, request.stream_options
+        self._no_usage = _no_usage(request.stream_options)
         self._whole_calls, self._held = whole_calls, dict[int, list[CallPart]]()
         self._logprobs, self._routing = bool(request.logprobs), request.routing
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
@@ -147,7 +148,8 @@ class ChatReply:
         self, index: int, delta: str, reason: str, about: str = "", usage: Usage | None = None
     ) -> bytes:
         choice = f'{{"index": {index}, "delta": {delta}{about}, "finish_reason": {reason}}}'
-        return f'data: {self._chunk}, "choices": [{choice}]{_told(usage)}}}\n\n'.encode()
+        told = _told(usage) or self._no_usage
+        return f'data: {self._chunk}, "choices": [{choice}]{told}}}\n\n'.encode()
 
 
 class CompletionReply:
@@ -156,6 +158,7 @@ class CompletionReply:
     def __init__(self, request: CompletionRequest, model: str, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._logprobs = tokenizer, request.logprobs is not None
         self._options = request.stream_options
+        self._no_usage = _no_usage(request.stream_options)
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -193,7 +196,8 @@ class CompletionReply:
             "logprobs": self._token_logprobs(index, part.tokens) if told else None,
             "finish_reason": part.reason,
         }
-        text = f'{self._chunk}, "choices": [{json.dumps(choice)}]{_told(usage)}}}'
+        usage_told = _told(usage) or self._no_usage
+        text = f'{self._chunk}, "choices": [{json.dumps(choice)}]{usage_told}}}'
         return f"data: {text}\n\n".encode()
 
     def end(self, usage: Usage | None) -> bytes:
@@ -264,6 +268,11 @@ def _end(chunk: str, options: StreamOptions | None, usage: Usage | None) -> byte
     if not usage or not options or not options.include_usage:
         return DONE
     return f'data: {chunk}, "choices": []{_told(usage)}}}\n\n'.encode() + DONE
+
+
+def _no_usage(options: StreamOptions | None) -> str:
+    """The same where a chunk of its own will tell it."""
+    return ', "usage": null' if options and options.include_usage else ""
 
 
 def _told(usage: Usage | None) -> str:

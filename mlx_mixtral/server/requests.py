@@ -216,8 +216,8 @@ class Held:
             return False
 
     def _fail(self, error: Exception) -> None:
-        log.error("a grammar failed", exc_info=error)
-        self.failure = f"the grammar failed ({one_line(error)})"
+        log.warning("a grammar failed: %s", one_line(error))
+        self.failure = f"the schema cannot be kept to here ({one_line(error)})"
         self._grammar = None
 
 

@@ -24,10 +24,12 @@ MOST_TOOLS = 128
 MOST_STOPS = 16
 MOST_ANSWERS = 16
 MOST_BIASES = 1024
-MOST_INPUTS = 256
+MOST_PROMPTS = 256
+MOST_INPUTS = 2048
 LONGEST_STOP = 256
 
 NO_EFFECT = "Taken, without an effect."
+OF_CLIENTS = f"Added by OpenAI's clients to what they read. {NO_EFFECT}"
 
 
 def _refuse_true(value: bool) -> bool:
@@ -42,15 +44,30 @@ Off = Annotated[
 ]
 
 
+_TOLD = {"title", "default", "description"}
+
+
+def _null_says_nothing(schema: dict[str, Any]) -> None:
+    """Told of in the description: fields that may be left out may be null, and unknown ones."""
+    schema["additionalProperties"] = {"type": "null"}
+    for name, about in schema.get("properties", {}).items():
+        if about.get("default") is not None:
+            told = {
+                key: about.pop(key) for key in ("title", "default", "description") if key in about
+            }
+            schema["properties"][name] = {"anyOf": [about, {"type": "null"}], **told}
+
+
 class Strict(BaseModel):
     """Nothing but the fields that are listed, of the types that are listed.
 
-    Any other field may be null, which says nothing: clients send what they know as null.
+    Null says nothing, of a field that may be left out and of any that is unknown: clients send
+    what they know as null.
     """
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"additionalProperties": {"type": "null"}},
+        json_schema_extra=_null_says_nothing,
         strict=True,
         allow_inf_nan=False,
         validate_by_name=True,
@@ -63,8 +80,9 @@ class Strict(BaseModel):
     def _without_nulls(cls, given: Any) -> Any:
         if not isinstance(given, dict) or None not in given.values():
             return given
-        known = {field.alias for field in cls.model_fields.values()} | cls.model_fields.keys()
-        return {name: value for name, value in given.items() if value is not None or name in known}
+        fields = cls.model_fields.items()
+        needed = {n for name, field in fields if field.is_required() for n in (name, field.alias)}
+        return {name: value for name, value in given.items() if value is not None or name in needed}
 
 
 class TextPart(Strict):
@@ -87,6 +105,7 @@ class CalledFunction(Strict):
 
     name: str
     arguments: str | dict[str, Any] = Field(description="JSON text, or an object.")
+    parsed_arguments: Any = Field(None, description=OF_CLIENTS)
 
 
 class ToolCall(Strict):
@@ -115,6 +134,7 @@ class Message(Strict):
         False, description="The answer goes on with this last message (Mistral's API)."
     )
     refusal: str | None = Field(None, description=NO_EFFECT)
+    parsed: Any = Field(None, description=OF_CLIENTS)
     reasoning_content: str | None = Field(None, description=f"Of another model. {NO_EFFECT}")
     annotations: list[Any] | None = Field(None, max_length=0)
     audio: None = None
@@ -340,7 +360,7 @@ class CompletionRequest(Generating):
     prompt: (
         str
         | TokenIds
-        | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
     ) = Field(description="Text or token ids, one or several. Text goes after <s>.")
     max_tokens: MostTokens | None = 16
     logprobs: int | None = Field(None, ge=0, le=20)

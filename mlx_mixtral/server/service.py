@@ -70,7 +70,8 @@ class Service:
         self.model.check(asked.model)
         client = request.headers.get("user-agent", "").lower()
         # Mistral's API streams a call as a whole, and its clients can read no other.
-        whole_calls = asked.model in self.model.hosted or "mistral" in client
+        mistral = asked.model in self.model.hosted or asked.tool_choice == "any"
+        whole_calls = mistral or "mistral" in client
         reply = ChatReply(asked, self.model.id, self.lm.tokenizer, whole_calls)
         return await self.answer(request, asked, reply)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mlx_mixtral.server.app import make_app
 from mlx_mixtral.server.engine import Engine
 from mlx_mixtral.server.listener import Listener
-from mlx_mixtral.server.log import make_log, tell_of_uvicorn
+from mlx_mixtral.server.log import make_log, tell_of_libraries
 from mlx_mixtral.server.service import Service
 from mlx_mixtral.server.settings import Settings
 
@@ -35,7 +35,7 @@ def serve(
         ready: called once connections are taken.
     """
     log = make_log(log_level)
-    tell_of_uvicorn(log)
+    tell_of_libraries(log)
     service = Service(lm, engine, settings)
     engine.start()
     listener = Listener(make_app(service, log), settings, ready, service.stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass, field
 
@@ -81,9 +82,10 @@ class Settings:
                 "or say --open if anybody there may use the model"
             )
         for origin in self.origins:
-            scheme, _, rest = origin.partition("://")
-            if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
-                raise UsageError(f"origin {origin!r} is not of the form https://host[:port]")
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*\s]+", origin):
+                raise UsageError(
+                    f"origin {origin!r} is not of the form https://host[:port] (or app://name)"
+                )
 
     @property
     def on_loopback(self) -> bool:

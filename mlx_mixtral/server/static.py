@@ -26,8 +26,8 @@ _HEADERS = {
 def add_pages(api: FastAPI, folder: Path = PAGE) -> None:
     """``/``, ``/assets/...`` and ``/docs``."""
     if (folder / "index.html").is_file():
-        # Ollama's clients ask for its head to see whether anybody is there.
-        @api.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+
+        @api.get("/", include_in_schema=False)
         async def page() -> Response:
             return FileResponse(folder / "index.html", headers=_HEADERS)
 

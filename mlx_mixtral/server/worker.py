@@ -86,7 +86,7 @@ class Worker:
         """End what nobody wants any more, and what cannot go on."""
         for request in (*self.schedule.waiting, *self.schedule.running):
             if request.failure:
-                self._end(request, "error", request.failure)
+                self._end(request, "grammar", request.failure)
             elif request.ticket.cancelled:
                 self._end(request, "cancelled")
 

@@ -141,6 +141,60 @@ def test_an_object_has_no_properties_that_nobody_asked_for(demo, grammars, seed)
     assert value["b"].keys() <= {"c"}
 
 
+PART = {"properties": {"z": {"type": "integer"}}, "required": ["z"]}
+WHOLE = [
+    {"allOf": [{"$ref": "#/$defs/k"}], "description": "As older versions of pydantic write it."},
+    {"$ref": "#/$defs/k"},
+    {"anyOf": [{"$ref": "#/$defs/k"}, {"type": "null"}]},
+]
+COMBINED = [
+    {"allOf": [{"$ref": "#/$defs/k"}, PART]},
+    {"allOf": [{"$ref": "#/$defs/k"}], **PART},
+    {"allOf": [{"anyOf": [{"$ref": "#/$defs/k"}, {"$ref": "#/$defs/k"}]}, PART]},
+    {"allOf": [{"$ref": "#/properties/other"}, PART]},
+]
+DEFINED = {"k": {"type": "object", "properties": {"c": {"type": "boolean"}}}}
+
+
+@pytest.mark.parametrize("inner", WHOLE, ids=str)
+def test_an_allof_of_one_schema_opens_nothing(demo, grammars, inner):
+    schema = {"type": "object", "properties": {"a": inner, "b": {"type": "boolean"}},
+              "required": ["a"], "$defs": DEFINED}  # fmt: skip
+    grammar = json_grammar(schema)
+    for seed in range(20):
+        value = json.loads(said(demo, keeper(grammars.compiled(grammar)), hasty(demo, seed)))
+        assert value.keys() <= {"a", "b"}
+        assert (value["a"] or {}).keys() <= {"c"}
+
+
+@pytest.mark.parametrize("inner", COMBINED, ids=str)
+def test_what_an_allof_combines_stays_open(demo, grammars, inner):
+    """Closed, its parts would forbid each other's properties."""
+    schema = {"type": "object", "properties": {"a": inner, "other": DEFINED["k"]},
+              "required": ["a"], "$defs": DEFINED}  # fmt: skip
+    grammar = json_grammar(schema)
+    texts = [
+        said(demo, keeper(grammars.compiled(grammar)), hasty(demo, seed)) for seed in range(20)
+    ]
+    assert any(texts)
+    for text in filter(None, texts):
+        check_valid(text, schema)
+        assert "z" in json.loads(text)["a"]
+
+
+@pytest.mark.parametrize("name", ["int64", "password", "path", "made-up"])
+def test_a_format_that_is_only_a_note_is_no_obstacle(grammars, name):
+    schema = {
+        "properties": {"format": {"type": "string", "format": name}, "b": {"const": "format"}}
+    }
+    assert grammars.compiled(json_grammar({"type": "object", **schema}))
+
+
+def test_why_a_pattern_is_refused(grammars):
+    with pytest.raises(UsageError, match="backreferences are not supported"):
+        grammars.compiled(json_grammar({"type": "string", "pattern": r"(a)\1"}))
+
+
 @pytest.mark.parametrize("others", OTHERS, ids=lambda others: next(iter(others)))
 def test_others_stay_possible_where_they_are_asked_for(demo, grammars, others):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, **others}

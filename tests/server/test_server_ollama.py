@@ -13,6 +13,8 @@ from ollama import ResponseError
 from served import ANSWER, QUESTION, user
 from test_server_openai import PERSON
 
+from mlx_mixtral.server.ollama.request import OllamaChatRequest
+
 
 @pytest.fixture(scope="module")
 def client(server):
@@ -160,8 +162,6 @@ def test_functions_and_their_results_reach_the_model(client, post):
 
 def test_results_find_their_calls():
     """Without ids, which Ollama's clients do not tell: by name, then in order."""
-    from mlx_mixtral.server.ollama.request import OllamaChatRequest
-
     calls = [{"function": {"name": name, "arguments": {}}} for name in ("a", "b", "a")]
     results = [{"role": "tool", "content": str(n), "tool_name": t} for n, t in enumerate("baa")]
     asked = OllamaChatRequest.model_validate(
@@ -177,6 +177,43 @@ def test_results_find_their_calls():
     assert all(len(call_id) == 9 and call_id.isalnum() for call_id in ids)
 
 
+@pytest.mark.parametrize("names", [(), ("a", "b"), ("b", "a")])
+def test_results_without_ids_are_taken_in_turn(client, names):
+    """LangChain's lose their ids on the way, and Open WebUI's calls have an index."""
+    calls = [
+        {"index": n, "function": {"name": name, "arguments": {}}} for n, name in enumerate("ab")
+    ]
+    results = [{"role": "tool", "content": name} for name in "xy"]
+    for result, name in zip(results, names, strict=False):
+        result["name"] = name
+    talk = [*user("?"), {"role": "assistant", "content": "", "tool_calls": calls}, *results]
+    asked = {"model": "demo", "stream": False, "messages": talk, "options": {"num_predict": 2.0}}
+    reply = client._client.post("/api/chat", json=asked)
+    assert reply.json()["eval_count"] == 2
+    messages = OllamaChatRequest.model_validate(asked).as_chat().messages
+    assert [message.name for message in messages[2:]] == list(names or "ab")
+
+
+def test_a_schema_is_kept_to_as_far_as_that_can_be(client):
+    """This API has no word for what is to be done otherwise."""
+    flags = {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}
+    path = {"type": "string", "format": "path", "maxLength": 9}
+    odd = {"type": "object", "properties": {"a": flags | {"uniqueItems": True}, "b": path}}
+    text = ask(client, format=odd).message.content
+    validate(json.loads(text), {"type": "object", "properties": {"a": flags, "b": path}})
+
+
+def test_a_body_as_curl_sends_it(server):
+    """Ollama's examples do not say that it is JSON. A page in a browser has to."""
+    asked, url = json.dumps({"model": "demo", "prompt": "Hi", "stream": False}), "/api/generate"
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+    for headers in ({}, kind):
+        reply = httpx2.post(server.url + url, content=asked, headers=headers)
+        assert reply.json()["done"]
+    for mark in ({"origin": server.url}, {"sec-fetch-site": "same-origin"}):
+        assert httpx2.post(server.url + url, content=asked, headers=kind | mark).status_code == 415
+
+
 def test_embeddings(client, post):
     texts = ["A dog.", "A cat and a dog."]
     vectors = client.embed("demo", texts).embeddings
@@ -186,6 +223,8 @@ def test_embeddings(client, post):
     older = client.embeddings("demo", texts[0]).embedding
     assert older == pytest.approx(vectors[0], abs=1e-6)
     assert client.embed("demo", "word " * 5000).prompt_eval_count == 2047
+    assert client.embed("demo", []).embeddings == []
+    assert len(client.embed("demo", ["A dog."] * 300).embeddings) == 300
     with pytest.raises(ResponseError):
         client.embed("demo", "word " * 5000, truncate=False)
 
@@ -202,7 +241,9 @@ def test_what_is_told_of_the_model(client, server):
     assert shown.modelinfo["mixtral.expert_count"] == 8
     assert shown.capabilities == ["completion", "tools"]
     assert client.chat("demo").done_reason == "load"
-    assert httpx2.head(server.url).status_code == 200
+    for path in ("", "/api/tags", "/health"):
+        reply = httpx2.head(server.url + path)
+        assert (reply.status_code, reply.content) == (200, b"")
     assert httpx2.get(f"{server.url}/api/version").json()["version"].count(".") == 2
 
 
@@ -212,14 +253,14 @@ def test_what_is_told_of_the_model(client, server):
         ("chat", {"messages": user(), "options": {"mirostat": 2}}, "mirostat"),
         ("chat", {"messages": user(), "options": {"nonsense": 2}}, "nonsense"),
         ("chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "images"),
-        ("chat", {"messages": user(), "think": True}, "think"),
+        ("chat", {"messages": user(), "think": "high"}, "does not support thinking"),
         ("chat", {"messages": user(), "top_logprobs": 2}, "logprobs"),
-        ("chat", {"messages": user(), "format": {"uniqueItems": True, "type": "array"}}, "unique"),
+        ("chat", {"messages": user(), "format": {"$ref": "#/$defs/missing"}}, "missing"),
         ("generate", {"prompt": "x", "suffix": "y"}, "suffix"),
         ("generate", {"prompt": "x", "raw": True, "format": "json"}, "raw"),
         ("generate", {"prompt": "x", "template": "y"}, "template"),
         ("generate", {"prompt": "word " * 5000}, "2048"),
-        ("embed", {"input": []}, "input"),
+        ("embed", {"input": [1]}, "input"),
     ],
     ids=lambda value: str(value)[:40],
 )

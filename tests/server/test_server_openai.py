@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Annotated
 
 import numpy as np
 import openai
 import pytest
+from pydantic import BaseModel, Field
 from served import ANSWER, user
 
 WEATHER = {
@@ -112,6 +114,57 @@ def test_other_programs_spellings(post):
     assert plain != one == same
 
 
+def test_null_says_nothing(post):
+    """Clients send what they know as null."""
+    tool = {"type": None, "function": {"name": "f", "strict": None}}
+    asked = {"messages": [user("Hi")[0] | {"prefix": None}], "max_tokens": 2, "stream": None,
+             "routing": None, "nonsense": None, "tools": [tool], "tool_choice": "none"}  # fmt: skip
+    assert post("/v1/chat/completions", asked).status_code == 200
+    error = post("/v1/chat/completions", {"messages": None}).json()["error"]
+    assert error["param"] == "messages"
+
+
+@pytest.mark.parametrize("name", ["demo:latest", "mixtral:latest"])
+def test_a_name_as_ollama_lists_it(client, name):
+    assert client.models.retrieve(name).id == "demo"
+    assert client.embeddings.create(model=name, input="A dog.", encoding_format="float").data
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("demo:7b")
+
+
+class City(BaseModel):
+    name: Annotated[str, Field(max_length=12)]
+
+
+def test_what_the_client_parsed_may_be_sent_back(client):
+    """Its helpers leave what they read in the messages."""
+    asked = {"model": "demo", "temperature": 0, "max_tokens": 200}
+    tool = openai.pydantic_function_tool(City)
+    called = client.chat.completions.parse(
+        messages=user("Weather in Rome?"), tools=[tool], tool_choice="required",
+        parallel_tool_calls=False, **asked,
+    ).choices[0].message  # fmt: skip
+    assert called.tool_calls[0].function.parsed_arguments.name
+    result = {"role": "tool", "tool_call_id": called.tool_calls[0].id, "content": "sunny"}
+    talk = [*user("Weather in Rome?"), called.model_dump() | {"parsed": {"a": 1}}, result]
+    assert client.chat.completions.create(messages=talk, **asked).choices
+    answer = client.responses.parse(
+        model="demo", input="Who?", text_format=City, temperature=0, max_output_tokens=200
+    )
+    again = [{"role": "user", "content": "Who?"}, *(item.model_dump() for item in answer.output)]
+    assert again[1]["content"][0]["parsed"]
+    assert client.responses.create(model="demo", input=again, max_output_tokens=2).output
+
+
+def test_a_schema_that_nothing_keeps_to_is_the_requests_fault(refused, server):
+    endless = {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": endless}}
+    error = refused(400, {"messages": user(), "response_format": form})
+    assert "cannot be kept to" in error["message"]
+    lines = server.log.read_text().splitlines()
+    assert [json.loads(line) for line in lines if "grammar failed" in line]
+
+
 def test_pictures_are_refused_in_words(refused):
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     content = [{"type": "text", "text": "What is it?"}, picture]
@@ -130,6 +183,7 @@ def test_streamed_it_is_the_same(client):
     assert not chunks[-1].choices
     assert chunks[-1].usage.completion_tokens == 13
     assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert all("usage" in chunk.model_fields_set for chunk in chunks)
     assert len({chunk.id for chunk in chunks}) == 1
 
 

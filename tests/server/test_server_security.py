@@ -71,6 +71,12 @@ def test_further_names(run):
     assert status(here.ask(request(HELLO, Host="mac.home:8080"))) == 200
 
 
+def test_compressed_bodies_are_refused_in_words(run):
+    reply = run().ask(request(HELLO, Content_Encoding="gzip"))
+    assert status(reply) == 415
+    assert b"compressed" in reply
+
+
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:9999"])
 def test_pages_of_others_are_refused(run, origin):
     for path in ("/v1/chat/completions", "/health"):
@@ -132,6 +138,7 @@ def test_elsewhere_needs_a_key_or_a_word():
     for origin in ("*", "app.example", "https://*.example", "https://a.example/path", "null"):
         with pytest.raises(UsageError, match="origin"):
             Settings(origins=(origin,))
+    assert Settings(origins=("app://obsidian.md", "chrome-extension://abc")).origins
 
 
 def test_the_key(run):

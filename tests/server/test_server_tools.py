@@ -243,8 +243,9 @@ def test_tools_that_cannot_be_had(planners, more):
 ODD = [
     {"propertyNames": {"pattern": "^a"}, "additionalProperties": {"type": "integer"}},
     {"properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}},
-    {"properties": {"a": {"type": "string", "format": "binary"}}},
+    {"properties": {"a": {"type": "string", "format": "iri"}}},
     {"properties": {"a": {"type": "string", "pattern": "^(?=.*[0-9]).{8}$"}}},
+    {"properties": {"a": {"type": "string", "pattern": r"^(a|b)\1$"}}},
     {"properties": {"a": {"not": {"type": "string"}}}},
     {"properties": {"a": {"type": "integer"}}, "if": {"required": ["a"]}, "then": {}},
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from mlx_mixtral.server.schema import (
     MOST_INPUTS,
@@ -23,18 +23,26 @@ from mlx_mixtral.server.schema import (
 _LOADING = f"{NO_EFFECT} The model is loaded already."
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Some clients know no integers.
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class OllamaOptions(Strict):
     """Settings of an answer. Those of how a model is loaded come too late."""
 
-    num_predict: int | None = Field(None, ge=-2, description="Longest answer; -1, -2: no limit.")
+    num_predict: Whole | None = Field(None, ge=-2, description="Longest answer; -1, -2: no limit.")
     temperature: float | None = Field(None, ge=0, le=2)
-    top_k: int | None = Field(None, ge=0, description="0: off.")
+    top_k: Whole | None = Field(None, ge=0, description="0: off.")
     top_p: float | None = Field(None, ge=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+    seed: Whole | None = Field(None, ge=-1, le=2**63 - 1, description="-1: any.")
     stop: Stop | list[Stop] | None = None
     repeat_penalty: float | None = Field(None, ge=0.01, le=10, description="1: off.")
-    repeat_last_n: int | None = Field(
+    repeat_last_n: Whole | None = Field(
         None, ge=-1, description="Tokens that it looks back; -1: all, 0: off."
     )
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -45,12 +53,12 @@ class OllamaOptions(Strict):
     mirostat_tau: float | None = Field(None, description=NO_EFFECT)
     mirostat_eta: float | None = Field(None, description=NO_EFFECT)
     penalize_newline: bool | None = Field(None, description=NO_EFFECT)
-    num_keep: int | None = Field(None, description=NO_EFFECT)
-    num_ctx: int | None = Field(None, description=_LOADING)
-    num_batch: int | None = Field(None, description=_LOADING)
-    num_gpu: int | None = Field(None, description=_LOADING)
-    main_gpu: int | None = Field(None, description=_LOADING)
-    num_thread: int | None = Field(None, description=_LOADING)
+    num_keep: Whole | None = Field(None, description=NO_EFFECT)
+    num_ctx: Whole | None = Field(None, description=_LOADING)
+    num_batch: Whole | None = Field(None, description=_LOADING)
+    num_gpu: Whole | None = Field(None, description=_LOADING)
+    main_gpu: Whole | None = Field(None, description=_LOADING)
+    num_thread: Whole | None = Field(None, description=_LOADING)
     numa: bool | None = Field(None, description=_LOADING)
     low_vram: bool | None = Field(None, description=_LOADING)
     f16_kv: bool | None = Field(None, description=_LOADING)
@@ -91,11 +99,26 @@ class OllamaAnswering(OllamaRequest):
 
     stream: bool | None = Field(None, description="On unless it is false.")
     format: Literal["", "json"] | dict[str, Any] | None = Field(
-        None, description='"json", or a JSON schema that the answer keeps to.'
+        None,
+        description='"json", or a JSON schema that the answer keeps to. What of it cannot be kept '
+        "to is left out.",
     )
     think: Off | None = None
+    truncate: bool | None = Field(
+        None, description=f"{NO_EFFECT} What is longer than the context is refused."
+    )
+    shift: bool | None = Field(
+        None, description=f"{NO_EFFECT} An answer ends where the context does."
+    )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @field_validator("think", mode="before")
+    @classmethod
+    def _no_thoughts(cls, given: Any) -> Any:
+        if given is not None and given is not False:
+            raise ValueError("the model does not support thinking")
+        return given
 
     @property
     def streams(self) -> bool:
@@ -121,7 +144,8 @@ class OllamaAnswering(OllamaRequest):
 
     def _response_format(self) -> dict[str, Any] | None:
         if isinstance(self.format, dict):
-            return {"type": "json_schema", "json_schema": {"schema": self.format}}
+            named = {"schema": self.format, "strict": False}
+            return {"type": "json_schema", "json_schema": named}
         return {"type": "json_object"} if self.format == "json" else None
 
 
@@ -137,6 +161,7 @@ class OllamaCall(Strict):
     id: str | None = None
     type: Literal["function"] | None = None
     function: CalledOllamaFunction
+    index: int | None = Field(None, description=NO_EFFECT)
 
 
 class OllamaMessage(Strict):
@@ -146,6 +171,7 @@ class OllamaMessage(Strict):
     content: str | None = None
     tool_calls: list[OllamaCall] | None = Field(None, max_length=MOST_TOOLS)
     tool_name: str | None = Field(None, description="Of the function, in a tool's message.")
+    name: str | None = Field(None, description="In a tool's message the same as tool_name.")
     tool_call_id: str | None = None
     images: list[str] | None = Field(None, max_length=0)
     thinking: str | None = Field(None, description=f"Of another model. {NO_EFFECT}")
@@ -188,12 +214,14 @@ def _of_call(message: OllamaMessage, awaited: list[tuple[str, str]]) -> dict[str
 
     Ollama's clients tell no ids.
     """
+    name = message.tool_name or message.name
     named = [call for call in awaited if call[0] == message.tool_call_id]
-    named = named or [call for call in awaited if call[1] == message.tool_name] or awaited
+    named = named or [call for call in awaited if call[1] == name] or awaited
     if not named:
-        return {"tool_call_id": message.tool_call_id, "name": message.tool_name}
-    awaited.remove(named[0])
-    return {"tool_call_id": named[0][0], "name": named[0][1]}
+        return {"tool_call_id": message.tool_call_id, "name": name}
+    call = named[0]
+    awaited.remove(call)
+    return {"tool_call_id": call[0], "name": call[1]}
 
 
 class OllamaGenerateRequest(OllamaAnswering):
@@ -226,7 +254,7 @@ class OllamaGenerateRequest(OllamaAnswering):
 class OllamaEmbedRequest(OllamaRequest):
     """``POST /api/embed``"""
 
-    input: str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
+    input: str | Annotated[list[str], Field(max_length=MOST_INPUTS)]
     truncate: bool | None = Field(None, description="Cut what is longer than the context.")
     dimensions: None = None
 

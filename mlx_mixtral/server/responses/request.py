@@ -22,6 +22,7 @@ from mlx_mixtral.server.schema import (
     MOST_MESSAGES,
     MOST_TOOLS,
     NO_EFFECT,
+    OF_CLIENTS,
     AnyObjectFormat,
     ChatRequest,
     Function,
@@ -42,6 +43,7 @@ class TextItem(Strict):
     text: str
     annotations: list[Any] | None = Field(None, description=NO_EFFECT)
     logprobs: list[Any] | None = Field(None, description=NO_EFFECT)
+    parsed: Any = Field(None, description=OF_CLIENTS)
 
 
 class _Item(Strict):
@@ -67,6 +69,7 @@ class CallItem(_Item):
     call_id: str
     name: str
     arguments: str
+    parsed_arguments: Any = Field(None, description=OF_CLIENTS)
 
 
 class ResultItem(_Item):
