@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from mlx_mixtral.generation.prompt_cache import PromptCache, shared_tokens
 
-WORTH = 16
-"""Tokens in common from which a copy is made of keys and values."""
+WORTH = 8
+"""Tokens in common from which a copy is made of keys and values. A few already pay: the fewer are
+read at once, the fewer experts are."""
 
 
 class Prefixes:
