@@ -415,7 +415,7 @@ def test_a_grammar_that_fails_ends_its_own_job_only(
     one = engine()
     other = job([9, 9, 9], 30)
     failed, went_on = answers(one, [job([1, 2], 30, grammar=Words([5], 9, fails)), other])
-    assert done(failed).reason == "error"
+    assert done(failed).reason == "grammar"
     assert message in done(failed).message
     assert said(went_on) == alone(lm, other)
     assert one.status().restarts == 0
