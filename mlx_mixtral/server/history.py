@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_mixtral.errors import UsageError
-from mlx_mixtral.server.tools import MARK
+from mlx_mixtral.server.tools import LETTERS, MARK
 from mlx_mixtral.template.messages import json_value
 
 Turn = Mapping[str, Any]
-_LETTERS = string.ascii_letters + string.digits
 _CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
@@ -77,7 +75,7 @@ def _short(call_id: str | None) -> str | None:
     if call_id is None or _CALL_ID.fullmatch(call_id):
         return call_id
     digest = hashlib.sha256(call_id.encode("utf-8", "replace")).digest()
-    return "".join(_LETTERS[byte % len(_LETTERS)] for byte in digest[:9])
+    return "".join(LETTERS[byte % len(LETTERS)] for byte in digest[:9])
 
 
 def in_plain_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ _FORMATS = ("date-time", "time", "date", "duration", "email", "idn-email", "host
             "iri-reference", "uuid", "json-pointer", "relative-json-pointer", "regex")  # fmt: skip
 _VALUES = ("const", "enum", "default", "examples")
 _DEFINITIONS = ("$defs", "definitions")
+_DEFINITION = re.compile(r"#/(\$defs|definitions)/([^/]*)")
 _NAMED = (*_DEFINITIONS, "properties", "patternProperties", "dependentSchemas")
 _BESIDE = {"allOf", "title", "description", "default", "examples", "deprecated", "readOnly",
            "writeOnly", "$comment"}  # fmt: skip
@@ -125,9 +127,10 @@ def _combined(schema: Mapping[str, Any]) -> set[str] | None:
             place = part.get("$ref")
             if not isinstance(place, str):
                 continue
-            _, key, name = ["", *place.removeprefix("#/").split("/", 1), ""][:3]
-            if key not in _DEFINITIONS or "/" in name:
+            defined = _DEFINITION.fullmatch(place)
+            if defined is None:
                 return None
+            key, name = defined.groups()
             if name not in names:
                 names.add(name)
                 rest.append((schema.get(key) or {}).get(name))

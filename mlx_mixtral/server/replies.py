@@ -47,7 +47,6 @@ class ChatReply:
     ) -> None:
         """``whole_calls``: in a stream a call comes when it is whole."""
         self._tokenizer, self._options = tokenizer, request.stream_options
-        self._no_usage = _no_usage(request.stream_options)
         self._whole_calls, self._held = whole_calls, dict[int, list[CallPart]]()
         self._logprobs, self._routing = bool(request.logprobs), request.routing
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
@@ -148,7 +147,7 @@ class ChatReply:
         self, index: int, delta: str, reason: str, about: str = "", usage: Usage | None = None
     ) -> bytes:
         choice = f'{{"index": {index}, "delta": {delta}{about}, "finish_reason": {reason}}}'
-        told = _told(usage) or self._no_usage
+        told = _told(usage, self._options)
         return f'data: {self._chunk}, "choices": [{choice}]{told}}}\n\n'.encode()
 
 
@@ -158,7 +157,6 @@ class CompletionReply:
     def __init__(self, request: CompletionRequest, model: str, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._logprobs = tokenizer, request.logprobs is not None
         self._options = request.stream_options
-        self._no_usage = _no_usage(request.stream_options)
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -196,7 +194,7 @@ class CompletionReply:
             "logprobs": self._token_logprobs(index, part.tokens) if told else None,
             "finish_reason": part.reason,
         }
-        usage_told = _told(usage) or self._no_usage
+        usage_told = _told(usage, self._options)
         text = f'{self._chunk}, "choices": [{json.dumps(choice)}]{usage_told}}}'
         return f"data: {text}\n\n".encode()
 
@@ -267,17 +265,14 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 def _end(chunk: str, options: StreamOptions | None, usage: Usage | None) -> bytes:
     if not usage or not options or not options.include_usage:
         return DONE
-    return f'data: {chunk}, "choices": []{_told(usage)}}}\n\n'.encode() + DONE
+    return f'data: {chunk}, "choices": []{_told(usage, options)}}}\n\n'.encode() + DONE
 
 
-def _no_usage(options: StreamOptions | None) -> str:
-    """The same where a chunk of its own will tell it."""
+def _told(usage: Usage | None, options: StreamOptions | None) -> str:
+    """The field of a chunk that tells the usage; null where a chunk of its own will tell it."""
+    if usage:
+        return f', "usage": {json.dumps(usage_object(usage))}'
     return ', "usage": null' if options and options.include_usage else ""
-
-
-def _told(usage: Usage | None) -> str:
-    """The field of a chunk that tells the usage."""
-    return f', "usage": {json.dumps(usage_object(usage))}' if usage else ""
 
 
 def _call_delta(index: int, call_id: str | None, name: str | None, text: str) -> dict[str, Any]:

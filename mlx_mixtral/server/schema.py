@@ -44,9 +44,6 @@ Off = Annotated[
 ]
 
 
-_TOLD = {"title", "default", "description"}
-
-
 def _null_says_nothing(schema: dict[str, Any]) -> None:
     """Told of in the description: fields that may be left out may be null, and unknown ones."""
     schema["additionalProperties"] = {"type": "null"}

@@ -27,7 +27,7 @@ SINGLE = "mistral-v2"
 """The one that takes one result a turn."""
 MOST_CALLS = 16
 """Calls at once: a small model may repeat itself for ever."""
-_LETTERS = string.ascii_letters + string.digits
+LETTERS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -194,4 +194,4 @@ class CallReader:
 
 def new_call_id() -> str:
     """Nine letters and digits, the form that Mistral's models know."""
-    return "".join(secrets.choice(_LETTERS) for _ in range(9))
+    return "".join(secrets.choice(LETTERS) for _ in range(9))
